@@ -1,0 +1,109 @@
+"""What an agent can do. A class is an action: its docstring is the tool's text, its fields are the tool's schema.
+
+The wire form of an action is `{"name": "execute_code", "code": "..."}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dojo_kernel.errors import ActionError
+from dojo_kernel.registry import Registry
+
+
+class Action(BaseModel):
+    """Subclass it, give it a `name`, decorate it with `ACTIONS.register(name)`: an action of your own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str]
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON object that `parse_action` reads back."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+ACTIONS: Registry[type[Action]] = Registry("action")
+
+
+@ACTIONS.register("request_info")
+class RequestInfo(Action):
+    """Ask about the competition: overview, sample_submission, data_structure, data_path, output_path, name, metadata, or all."""
+
+    name = "request_info"
+    info_type: str = Field(default="all", max_length=200, description="Which piece of information.")
+
+
+@ACTIONS.register("validate_code")
+class ValidateCode(Action):
+    """Try a cell in a scratch kernel with a throw-away copy of the workspace. Nothing is kept and nothing is graded."""
+
+    name = "validate_code"
+    code: str = Field(max_length=1_000_000, description="Python source of one notebook cell.")
+    timeout_s: float | None = Field(default=None, gt=0, le=86_400, description="Seconds the cell may run.")
+
+
+@ACTIONS.register("execute_code")
+class ExecuteCode(Action):
+    """Run a cell in the live kernel: variables, imports and files stay. A new or changed submission.csv is graded."""
+
+    name = "execute_code"
+    code: str = Field(max_length=1_000_000, description="Python source of one notebook cell.")
+    timeout_s: float | None = Field(default=None, gt=0, le=86_400, description="Seconds the cell may run.")
+
+
+@ACTIONS.register("get_history")
+class GetHistory(Action):
+    """Read the last steps of this episode: action, outcome, score."""
+
+    name = "get_history"
+    last: int = Field(default=10, ge=1, le=100, description="How many of the latest steps.")
+
+
+@ACTIONS.register("reset")
+class Reset(Action):
+    """Restart the live kernel with empty memory. Files, best score and history stay; it costs a step."""
+
+    name = "reset"
+
+
+class Invalid(Action):
+    """What the journal keeps of a call that could not be parsed; it cost its step like any other."""
+
+    name = "invalid"
+    given: str = Field(max_length=20_000)
+    problem: str = Field(max_length=4_000)
+
+
+def parse_action(given: object) -> Action:
+    """An `Action`, or the wire form of one. Raises ActionError with a text that says what is allowed."""
+    if isinstance(given, Action):
+        return given
+    if not isinstance(given, dict):
+        raise ActionError(f'an action is an object such as {{"name": "execute_code", "code": "..."}}, not {type(given).__name__}')
+    arguments = {str(key): value for key, value in given.items()}
+    name = arguments.pop("name", None)
+    if name == Invalid.name:
+        return Invalid.model_validate(arguments)
+    if not isinstance(name, str) or name not in ACTIONS:
+        raise ActionError(f"no action is called {str(name)[:80]!r}; there are: {', '.join(ACTIONS)}")
+    try:
+        return ACTIONS[name].model_validate(arguments)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in one['loc']) or name}: {one['msg']}" for one in error.errors(include_url=False)[:5]
+        )
+        raise ActionError(f"{name}: {problems}") from None
+
+
+def tool_schemas() -> list[dict[str, Any]]:
+    """One JSON-schema tool description an action, as function-calling models read them."""
+    tools = []
+    for name in ACTIONS:
+        action = ACTIONS[name]
+        schema = action.model_json_schema()
+        schema.pop("title", None)
+        schema.pop("description", None)
+        tools.append({"name": name, "description": (action.__doc__ or name).strip(), "parameters": schema})
+    return tools

@@ -1,0 +1,330 @@
+"""Every value that crosses a file or a wire: frozen, strict, and finite (NaN and infinity are refused)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, PlainValidator
+
+from dojo_kernel.actions import Action, parse_action
+
+
+class Record(BaseModel):
+    """A frozen value. Unknown fields and non-finite numbers are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- what a cell shows: exactly nbformat's output objects -----------------------------------------------------------
+
+
+class Stream(Record):
+    """Text printed to stdout or stderr."""
+
+    output_type: Literal["stream"] = "stream"
+    name: Literal["stdout", "stderr"]
+    text: str
+
+
+class Display(Record):
+    """A mime bundle shown by `display()`."""
+
+    output_type: Literal["display_data"] = "display_data"
+    data: dict[str, JsonValue]
+    metadata: dict[str, JsonValue] = {}
+
+
+class Result(Record):
+    """The value of the cell's last expression."""
+
+    output_type: Literal["execute_result"] = "execute_result"
+    execution_count: int | None = None
+    data: dict[str, JsonValue]
+    metadata: dict[str, JsonValue] = {}
+
+
+class Error(Record):
+    """The exception that ended the cell."""
+
+    output_type: Literal["error"] = "error"
+    ename: str
+    evalue: str
+    traceback: tuple[str, ...] = ()
+
+
+Output = Annotated[Stream | Display | Result | Error, Field(discriminator="output_type")]
+
+
+class Late(Record):
+    """Output that came after its cell was over; shown in the next observation."""
+
+    cell: str
+    """Id of the cell that launched it, e.g. `s0003`; "" when unknown."""
+    outputs: tuple[Output, ...]
+
+
+class Death(Record):
+    """Why a kernel died."""
+
+    kind: Literal["killed_by_host", "oom", "signal", "exited", "user_exit", "protocol", "box_lost"]
+    code: int | None = None
+    """Exit code, or the signal's number for kind `signal`."""
+    detail: str = ""
+
+
+class Execution(Record):
+    """One cell run in one kernel. Status and outputs are the kernel's claims; time and death are the host's findings."""
+
+    code: str
+    outputs: tuple[Output, ...] = ()
+    status: Literal["ok", "error", "timeout", "died"]
+    death: Death | None = None
+    rung: Literal["message", "sigint", "kill", "box"] | None = None
+    """Which rung of the timeout ladder ended the cell; None when none was needed."""
+    survived: tuple[str, ...] | None = None
+    """Names of user variables still alive after a rung; () after a kill; None when no rung was used."""
+    execution_count: int | None = None
+    seconds: float
+    """On the host's monotonic clock."""
+    where: Literal["live", "scratch"] = "live"
+    life: int = 0
+    """How often the live kernel had been restarted."""
+    dropped: int = 0
+    """Characters of output cut by the caps of source and host."""
+    late: tuple[Late, ...] = ()
+    """Output of earlier cells that arrived since the last step."""
+    oom_kills: int = 0
+    """Processes of the box that the memory limit killed during this cell."""
+    notes: tuple[str, ...] = ()
+    """Lines for the agent: what was cut, interrupted, lost."""
+
+
+# --- grading ---------------------------------------------------------------------------------------------------------
+
+
+class Standing(Record):
+    """Where a score lands on one leaderboard."""
+
+    board: str
+    """`public`, `private` or `reference`."""
+    position: int
+    """1 is first; `teams + 1` is below everyone. A tie takes the better place."""
+    teams: int
+    """How many entries the leaderboard lists; at least 1."""
+    human_rank: float
+    """(teams - position + 1) / teams, in [0, 1]."""
+
+
+Medal = Literal["gold", "silver", "bronze"]
+Rows = Literal["public", "private", "all"]
+
+
+class Grade(Record):
+    """A graded submission: either a score with its standings or a problem."""
+
+    rows: Rows
+    """Which rows of the answers were used."""
+    sha256: str
+    """Of the graded bytes."""
+    score: float | None = None
+    """Rounded to the competition's decimals."""
+    problem: str | None = None
+    """What the agent reads when there is no score."""
+    code: str | None = None
+    """The problem for programs: `header`, `duplicate_id`, ..."""
+    standings: tuple[Standing, ...] = ()
+    human_rank: float | None = None
+    """Mean over the standings; None without a board or without a score."""
+    medal: Medal | None = None
+
+
+# --- limits and what enforces them -----------------------------------------------------------------------------------
+
+
+class Limits(Record):
+    """What one box may use."""
+
+    cpus: float = Field(default=2.0, gt=0)
+    memory_gb: float = Field(default=4.0, gt=0)
+    disk_gb: float = Field(default=2.0, gt=0)
+    """Size of /workspace."""
+    pids: int = Field(default=256, ge=32)
+    gpus: tuple[str, ...] = ()
+    """UUIDs of whole GPUs or MIG slices."""
+    gpu_memory_gb: float | None = None
+
+
+class Enforcement(Record):
+    """One limit and what holds it on this host."""
+
+    limit: Literal["isolation", "network", "memory", "cpu", "pids", "disk", "syscalls", "gpu", "gpu_memory", "lifetime"]
+    by: str
+    """`cgroup`, `tmpfs`, `namespace`, `seccomp`, `watchdog`, `rlimit`, `advisory`, ... or `nothing`."""
+    detail: str = ""
+
+
+# --- the game --------------------------------------------------------------------------------------------------------
+
+
+def _action_from_wire(value: object) -> Action:
+    return parse_action(value)
+
+
+AnyAction = Annotated[
+    Action, PlainValidator(_action_from_wire), PlainSerializer(lambda action: action.to_wire(), return_type=dict[str, Any])
+]
+
+
+class Observation(Record):
+    """All that an agent sees."""
+
+    text: str
+    ok: bool
+    score: float | None = None
+    """Of this step's submission, on the feedback rows."""
+    best_score: float | None = None
+    human_rank: float | None = None
+    """Of the best submission so far."""
+    steps_left: int
+    seconds_left: float
+
+
+class Step(Record):
+    """One turn of the game, whole."""
+
+    index: int
+    """0 for the first."""
+    action: AnyAction
+    said: str | None = None
+    """The agent's raw message."""
+    execution: Execution | None = None
+    grade: Grade | None = None
+    reward: float
+    observation: Observation
+    started_at: str
+    """ISO 8601, UTC, on the host's clock."""
+    seconds: float
+
+    @property
+    def cell_id(self) -> str:
+        """Id of this step's notebook cell, and of its output."""
+        return f"s{self.index:04d}"
+
+
+class Opened(Record):
+    """First event: everything that must be known to play the episode again."""
+
+    type: Literal["opened"] = "opened"
+    format: Literal[1] = 1
+    episode: str
+    competition: str
+    competition_sha256: str
+    """Of the manifest of the prepared data."""
+    better: Literal["higher", "lower"]
+    seed: int
+    agent: str
+    settings: dict[str, JsonValue]
+    """`EpisodeSettings` and `KernelSettings` as JSON."""
+    box: str
+    enforcement: tuple[Enforcement, ...]
+    versions: dict[str, str]
+    image: str | None = None
+    """Digest of the box's image, if it has one."""
+    started_at: str
+
+
+class Acted(Record):
+    """The intent, written before anything runs."""
+
+    type: Literal["acted"] = "acted"
+    index: int
+    action: AnyAction
+
+
+class Stepped(Record):
+    """The result."""
+
+    type: Literal["stepped"] = "stepped"
+    step: Step
+
+
+class Interrupted(Record):
+    """An intent whose result was lost with the host process; written by resume, never run again."""
+
+    type: Literal["interrupted"] = "interrupted"
+    index: int
+
+
+class Closed(Record):
+    """Last event."""
+
+    type: Literal["closed"] = "closed"
+    reason: Literal["steps", "time", "agent", "closed", "error"]
+    final: Grade | None = None
+    """The best submission graded on the hidden rows."""
+    detail: str = ""
+    seconds: float
+
+
+Event = Annotated[Opened | Acted | Stepped | Interrupted | Closed, Field(discriminator="type")]
+
+
+class State(Record):
+    """An episode as a fold over its events."""
+
+    open: bool = False
+    better: Literal["higher", "lower"] = "higher"
+    steps: int = 0
+    seconds: float = 0.0
+    """Sum of the steps' durations."""
+    reward: float = 0.0
+    submissions: int = 0
+    """Graded so far, problems not counted."""
+    best: Grade | None = None
+    last_sha256: str | None = None
+    """Of the last submission that was looked at, graded or refused."""
+    pending: int | None = None
+    """Index of an intent without a result."""
+    final: Grade | None = None
+
+    def better_than_best(self, grade: Grade) -> bool:
+        """Whether this grade beats the best so far; a grade without a score never does."""
+        if grade.score is None:
+            return False
+        if self.best is None or self.best.score is None:
+            return True
+        return grade.score > self.best.score if self.better == "higher" else grade.score < self.best.score
+
+    def after(self, event: Opened | Acted | Stepped | Interrupted | Closed) -> State:
+        """The state once `event` has happened."""
+        if isinstance(event, Opened):
+            return State(open=True, better=event.better)
+        if isinstance(event, Acted):
+            return self.model_copy(update={"pending": event.index})
+        if isinstance(event, Interrupted):
+            return self.model_copy(update={"pending": None, "steps": event.index + 1})
+        if isinstance(event, Closed):
+            return self.model_copy(update={"open": False, "pending": None, "final": event.final})
+        return self._after_step(event.step)
+
+    def _after_step(self, step: Step) -> State:
+        change: dict[str, object] = {
+            "pending": None,
+            "steps": step.index + 1,
+            "seconds": self.seconds + step.seconds,
+            "reward": self.reward + step.reward,
+        }
+        if step.grade is not None:
+            change["last_sha256"] = step.grade.sha256
+            if step.grade.score is not None:
+                change["submissions"] = self.submissions + 1
+            if self.better_than_best(step.grade):
+                change["best"] = step.grade
+        return self.model_copy(update=change)
+
+
+class Turn(Record):
+    """What an agent answers an observation with; None as an action ends the episode."""
+
+    action: AnyAction | dict[str, JsonValue] | None
+    said: str | None = None
