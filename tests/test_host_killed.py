@@ -1,0 +1,90 @@
+"""kill -9 of the host process in the middle of a cell: no box is left, the journal verifies, resume goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dojo_kernel.competition import find
+from dojo_kernel.competition.prepare import prepare
+from dojo_kernel.episode import open_episode
+from dojo_kernel.journal import read_journal
+from dojo_kernel.settings import KernelSettings
+
+BOXES = ["process", pytest.param("sandbox", marks=pytest.mark.sandbox), pytest.param("docker", marks=pytest.mark.docker)]
+
+HOST = """
+import asyncio, sys
+from pathlib import Path
+from dojo_kernel.episode import open_episode
+from dojo_kernel.settings import KernelSettings
+
+async def main():
+    async with await open_episode("wine", kernel=KernelSettings(box=sys.argv[1]), folder=Path(sys.argv[2])) as episode:
+        await episode.step({"name": "execute_code", "code": "x = 1"})
+        await episode.step({"name": "execute_code", "code": sys.argv[3]})
+
+asyncio.run(main())
+"""
+
+# Several processes, one of them a daemon that left the group; the argument is how they are found from outside.
+CELL = """
+import subprocess, time
+subprocess.Popen(["sleep", "{mark}"], start_new_session=True)
+subprocess.run(["sleep", "{mark}"])
+"""
+
+
+def marked(mark):
+    """Processes of this machine, those in boxes included, that have `mark` among their arguments; zombies have none."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:2] == [b"sleep", mark.encode()]:
+            found.append(folder.name)
+    return found
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("box", BOXES)
+async def test_nothing_is_left_of_a_killed_host_and_resume_goes_on(box, tmp_path, monkeypatch):
+    monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
+    prepare(find("wine"))
+    folder, mark = tmp_path / "episode", f"98{os.getpid()}"
+    command = [sys.executable, "-c", HOST, box, str(folder), CELL.format(mark=mark)]
+    with subprocess.Popen(command) as host:
+        assert wait_until(lambda: len(marked(mark)) == 2, 90), "the cell never ran"
+        host.send_signal(signal.SIGKILL)
+    assert wait_until(lambda: not marked(mark), 5), "processes of the box are left after 5 s"
+    if box == "docker":
+        import docker
+
+        client = docker.from_env()
+        try:
+            running = client.containers.list(filters={"label": "dojo.owner"})
+            assert wait_until(lambda: not [c for c in running if c.name in {r.name for r in client.containers.list()}], 5)
+        finally:
+            client.close()
+
+    assert [event.type for event in read_journal(folder)] == ["opened", "acted", "stepped", "acted"]
+    async with await open_episode("wine", kernel=KernelSettings(box=box), folder=folder, resume=True) as episode:
+        assert episode.state.steps == 2, "the interrupted step is marked, not run again"
+        step = await episode.step({"name": "execute_code", "code": "print('x' in globals())"})
+        assert "False" in step.observation.text
+    kinds = [event.type for event in read_journal(folder)]
+    assert kinds == ["opened", "acted", "stepped", "acted", "interrupted", "acted", "stepped", "closed"]
