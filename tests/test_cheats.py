@@ -197,7 +197,7 @@ async def test_no_cheat_scores_better_than_honest_play(box, competition, tmp_pat
     kernel = KernelSettings(box=box, max_restarts=100)
     private = str(competition.private_dir / "answers.csv")
     gained, steps = {}, []
-    async with await open_episode("breast-cancer", settings=settings, kernel=kernel, folder=tmp_path / "episode") as episode:
+    async with open_episode("breast-cancer", settings=settings, kernel=kernel, folder=tmp_path / "episode") as episode:
         await episode.step(ExecuteCode(code=HONEST + "honest().to_csv('submission.csv', index=False)"))
         honest = episode.state.best.score
         assert honest == 0.5

@@ -24,7 +24,7 @@ from dojo_kernel.episode import open_episode
 from dojo_kernel.settings import KernelSettings
 
 async def main():
-    async with await open_episode("wine", kernel=KernelSettings(box=sys.argv[1]), folder=Path(sys.argv[2])) as episode:
+    async with open_episode("wine", kernel=KernelSettings(box=sys.argv[1]), folder=Path(sys.argv[2])) as episode:
         await episode.step({"name": "execute_code", "code": "x = 1"})
         await episode.step({"name": "execute_code", "code": sys.argv[3]})
 
@@ -82,7 +82,7 @@ async def test_nothing_is_left_of_a_killed_host_and_resume_goes_on(box, tmp_path
             client.close()
 
     assert [event.type for event in read_journal(folder)] == ["opened", "acted", "stepped", "acted"]
-    async with await open_episode("wine", kernel=KernelSettings(box=box), folder=folder, resume=True) as episode:
+    async with open_episode("wine", kernel=KernelSettings(box=box), folder=folder, resume=True) as episode:
         assert episode.state.steps == 2, "the interrupted step is marked, not run again"
         step = await episode.step({"name": "execute_code", "code": "print('x' in globals())"})
         assert "False" in step.observation.text
