@@ -1,0 +1,234 @@
+"""Makes a competition's data: recipe, leak lint, manifest, and only then the names that the rest of the program looks for.
+
+Everything is built in a folder beside the final one and moved; `manifest.json` goes away first and comes back last, so
+whoever is killed in between leaves "not prepared", never something half-made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dojo_kernel.competition.lint import lint
+from dojo_kernel.competition.recipes import RECIPES, Job, Recipe
+from dojo_kernel.errors import ConfigError, DojoError
+from dojo_kernel.settings import data_root
+
+if TYPE_CHECKING:
+    from dojo_kernel.competition.spec import Competition
+
+__all__ = ["RECIPES", "prepare"]
+
+Progress = Callable[[str], None]
+
+_FORMAT = 1
+_EPOCH = 946_684_800
+"""Every file's time, 2000-01-01: a time of writing may tell what is in a file."""
+
+
+def prepare(competition: Competition, *, force: bool = False, progress: Progress | None = None) -> Path:
+    """Makes `public/` and `private/`, or does nothing when they are there and whole; returns the folder they lie in.
+
+    Args:
+        competition: What to prepare.
+        force: Make them again even so.
+        progress: Called with a line of text at each stage.
+
+    Raises:
+        ConfigError: The spec is wrong, the disk cannot be written, or the leak lint found an answer in `public/`.
+        DownloadError: Raw data is missing.
+    """
+    say: Progress = progress or (lambda _: None)
+    folder = competition.data_dir
+    try:
+        data_root().mkdir(parents=True, exist_ok=True)
+        with _locked(data_root() / f".{competition.slug}.lock"):
+            if not force and _is_whole(competition, say):
+                say(f"{competition.slug} is already prepared")
+                return folder
+            _make(competition, say)
+    except OSError as error:
+        raise ConfigError(f"cannot prepare {competition.slug}: {error.filename or folder}: {error.strerror}") from error
+    say(f"{competition.slug} is prepared in {folder}")
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two programs that prepare the same competition take turns; the second then finds it done."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(competition: Competition, say: Progress) -> None:
+    new = data_root() / f".{competition.slug}.preparing"
+    _remove(new)
+    try:
+        job = Job(competition=competition, raw=competition.data_dir / "raw", public=new / "public", private=new / "private", say=say)
+        job.public.mkdir(parents=True)
+        job.private.mkdir()
+        say(f"{competition.slug}: recipe {competition.prepare.recipe}")
+        _run_recipe(competition, job)
+        (job.public / "description.md").write_text(competition.description, encoding="utf-8")
+        _check_files(competition, job)
+        _normalise(new)
+        say(f"{competition.slug}: looking for answers in public/")
+        _refuse_leaks(competition, job)
+        _write_manifest(competition, new)
+        _move_into_place(new, competition.data_dir)
+    finally:
+        _remove(new)
+
+
+def _run_recipe(competition: Competition, job: Job) -> None:
+    recipe = find_recipe(competition)
+    parameters = {key: value for key, value in competition.prepare.parameters.items() if key != "accept"}
+    try:
+        inspect.signature(recipe).bind(job, **parameters)
+    except TypeError as error:
+        raise ConfigError(f"{competition.folder}: [prepare]: recipe {competition.prepare.recipe!r}: {error}") from None
+    try:
+        recipe(job, **parameters)
+    except (DojoError, OSError):
+        raise
+    except Exception as error:  # a recipe may be anybody's code
+        raise ConfigError(f"{competition.slug}: recipe {competition.prepare.recipe!r} failed: {type(error).__name__}: {error}") from error
+
+
+def find_recipe(competition: Competition) -> Recipe:
+    """The recipe by name, by `package.module:name`, or by `recipe.py:name` beside the spec. Raises ConfigError."""
+    address = competition.prepare.recipe
+    file, _, name = address.partition(":")
+    if not file.endswith(".py"):
+        return RECIPES[address]
+    path = competition.folder / file
+    spec = importlib.util.spec_from_file_location(f"dojo_recipe_{competition.slug.replace('-', '_')}", path)
+    if Path(file).name != file or not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"{competition.slug}: recipe {address!r}: no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        recipe: Recipe = getattr(module, name)
+    except Exception as error:  # a recipe may be anybody's code
+        raise ConfigError(f"{competition.slug}: cannot load recipe {address!r}: {error}") from error
+    return recipe
+
+
+def _check_files(competition: Competition, job: Job) -> None:
+    for path in (job.public / "sample_submission.csv", job.private / "answers.csv"):
+        if not path.is_file():
+            raise ConfigError(f"{competition.slug}: recipe {competition.prepare.recipe!r} wrote no {path.parent.name}/{path.name}")
+
+
+def _refuse_leaks(competition: Competition, job: Job) -> None:
+    accept = competition.prepare.parameters.get("accept", [])
+    if not isinstance(accept, list):
+        raise ConfigError(f"{competition.slug}: [prepare] accept must be a list of the lint's checks")
+    findings = lint(competition, job.public, job.private)
+    blocking = [finding for finding in findings if finding.blocks and finding.check not in accept]
+    for finding in findings:
+        if finding not in blocking:
+            job.say(f"{competition.slug}: warning: {finding}")
+    if blocking:
+        raise ConfigError(f"{competition.slug}: public/ gives answers away, nothing was prepared: " + "; ".join(map(str, blocking)))
+
+
+# --- manifest -----------------------------------------------------------------------------------------------------------
+
+
+def _normalise(folder: Path) -> None:
+    """One time for every file; public can be read by a box's user, private by its owner only."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        private = "private" in path.relative_to(folder).parts[:1]
+        if path.is_symlink():
+            continue
+        path.chmod((0o700 if path.is_dir() else 0o600) if private else (0o755 if path.is_dir() else 0o644))
+        os.utime(path, (_EPOCH, _EPOCH))
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size": path.stat().st_size,
+        }
+        for part in ("public", "private")
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def _source_sha256(competition: Competition) -> str:
+    """Of all that the spec's folder says about the data; another hash means that the data must be made again."""
+    total = hashlib.sha256()
+    for path in sorted(competition.folder.iterdir()):
+        if path.is_file() and not path.name.endswith(("_board.csv", "_leaderboard.csv")):
+            total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def _write_manifest(competition: Competition, new: Path) -> None:
+    manifest = {
+        "format": _FORMAT,
+        "slug": competition.slug,
+        "recipe": competition.prepare.recipe,
+        "parameters": competition.prepare.parameters,
+        "source_sha256": _source_sha256(competition),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("dojo_kernel", "numpy", "scikit-learn")},
+        },
+        "files": _files(new),
+    }
+    path = new / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    path.chmod(0o600)
+    os.utime(path, (_EPOCH, _EPOCH))
+
+
+def _is_whole(competition: Competition, say: Progress) -> bool:
+    if not competition.is_prepared():
+        return False
+    try:
+        manifest = json.loads(competition.manifest.read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT or manifest["source_sha256"] != _source_sha256(competition):
+            say(f"{competition.slug}: the spec has changed, making the data again")
+            return False
+        if manifest["files"] != _files(competition.data_dir):
+            say(f"{competition.slug}: files were changed or lost, making the data again")
+            return False
+    except (ValueError, KeyError, TypeError):
+        say(f"{competition.slug}: manifest.json cannot be read, making the data again")
+        return False
+    return True
+
+
+# --- moving -------------------------------------------------------------------------------------------------------------
+
+
+def _move_into_place(new: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)  # from here to the last line: not prepared
+    for part in ("public", "private"):
+        if (folder / part).exists():
+            (folder / part).replace(new / f"old-{part}")
+        (new / part).replace(folder / part)
+    (new / "manifest.json").replace(folder / "manifest.json")
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

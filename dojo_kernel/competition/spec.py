@@ -1,0 +1,243 @@
+"""A competition is data: `competition.toml` -> a frozen `Competition`; where to find one, and where its data lies."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from dojo_kernel.competition.metrics import Metric, find_metric
+from dojo_kernel.errors import ConfigError, NotPreparedError
+from dojo_kernel.records import Record
+from dojo_kernel.settings import data_root
+
+SPEC_FILE = "competition.toml"
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
+_LONGEST_SLUG = 100
+
+Column = Literal["int", "float", "str"] | tuple[str, ...]
+"""What a column of a submission holds; a tuple lists the labels that are allowed."""
+
+
+class Submission(Record):
+    """What the file of predictions looks like; `private/answers.csv` has the same columns and may have more."""
+
+    id: str = Field(min_length=1)
+    """Name of the id column; ids are compared as exact strings."""
+    columns: dict[str, Column] = Field(min_length=1)
+    """Name -> kind of each predicted column, in the order of `sample_submission.csv`."""
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _labels_are_strings(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        return {name: tuple(map(str, kind)) if isinstance(kind, list | tuple) else kind for name, kind in given.items()}
+
+    @model_validator(mode="after")
+    def _names_make_sense(self) -> Submission:
+        if self.id in self.columns:
+            raise ValueError(f"{self.id!r} cannot be both the id and a predicted column")
+        for name, kind in self.columns.items():
+            if isinstance(kind, tuple) and (len(kind) < 2 or len(set(kind)) < len(kind)):  # noqa: PLR2004
+                raise ValueError(f"column {name!r} needs at least two different labels")
+        for name in self.names:
+            if not name or name != name.strip() or set(name) & set("\0\r\n"):
+                raise ValueError(f"{name!r} cannot be the name of a column")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, the id first."""
+        return (self.id, *self.columns)
+
+
+class Split(Record):
+    """Which rows give feedback during an episode, and which are kept for its end."""
+
+    mode: Literal["public_private", "full"] = "public_private"
+    """`full` grades all rows every time."""
+    public_fraction: float = Field(default=0.3, gt=0, lt=1)
+    seed: int = 0
+
+    def is_public(self, row: str) -> bool:
+        """Whether the row with this id is one of the public ones: decided by a seeded hash of the id alone."""
+        digest = hashlib.sha256(f"{self.seed}:{row}".encode()).hexdigest()
+        return int(digest[:8], 16) / 2**32 < self.public_fraction
+
+
+class Prepare(Record):
+    """The recipe that makes public and private files, and its parameters: every other key of the table."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    recipe: str
+    """Name in the recipe table, `package.module:name`, or `recipe.py:name` beside the spec."""
+
+    @property
+    def parameters(self) -> dict[str, JsonValue]:
+        """What the recipe is called with."""
+        return dict(self.model_extra or {})
+
+
+class Board(Record):
+    """Whom a score is compared with."""
+
+    kind: Literal["reference", "kaggle"] = "reference"
+    """`reference`: scores of programs in reference_board.csv; `kaggle`: of teams in {public,private}_leaderboard.csv."""
+
+
+class Competition(Record):
+    """One competition, as its `competition.toml` says."""
+
+    slug: str
+    """Name of the folder."""
+    folder: Path
+    title: str = Field(min_length=1)
+    domain: str = "tabular"
+    tags: tuple[str, ...] = ()
+    kaggle: str | None = None
+    """Slug on Kaggle."""
+    metric: str
+    """Name in the metric table, `package.module:name`, or `metric.py:name` beside the spec."""
+    decimals: int = Field(default=5, ge=0, le=15)
+    """Scores are rounded to this, as on Kaggle."""
+    submission: Submission
+    split: Split = Split()
+    prepare: Prepare
+    board: Board = Board()
+
+    @field_validator("slug")
+    @classmethod
+    def _slug_is_plain(cls, slug: str) -> str:
+        if not _SLUG.match(slug) or len(slug) > _LONGEST_SLUG:
+            raise ValueError(f"{slug!r} is no slug: lower-case letters and digits, joined by single dashes")
+        return slug
+
+    @property
+    def data_dir(self) -> Path:
+        """`raw`, `public`, `private` and `manifest.json` of this competition."""
+        return data_root() / self.slug
+
+    @property
+    def public_dir(self) -> Path:
+        """What an agent may read."""
+        return self.data_dir / "public"
+
+    @property
+    def private_dir(self) -> Path:
+        """`answers.csv`; never seen by a box."""
+        return self.data_dir / "private"
+
+    @property
+    def manifest(self) -> Path:
+        """Checksums of every prepared file; written last, so that it says: prepared."""
+        return self.data_dir / "manifest.json"
+
+    @property
+    def description(self) -> str:
+        """The text that an agent reads; `description.md` beside the spec."""
+        path = self.folder / "description.md"
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+    @property
+    def scorer(self) -> Metric:
+        """The metric itself. Raises ConfigError."""
+        return find_metric(self.metric, self.folder)
+
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        """Which way the score grows good."""
+        return self.scorer.better
+
+    def is_prepared(self) -> bool:
+        """Whether the data lies on this machine."""
+        return self.manifest.is_file() and self.public_dir.is_dir() and (self.private_dir / "answers.csv").is_file()
+
+    def require_prepared(self) -> None:
+        """Raises NotPreparedError, which names the command to run."""
+        if not self.is_prepared():
+            raise NotPreparedError(self.slug)
+
+    def manifest_sha256(self) -> str:
+        """One hash for all prepared files. Raises NotPreparedError."""
+        self.require_prepared()
+        return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+
+
+def bundled_folder() -> Path:
+    """Where the bundled competitions lie: inside the installed package, or at the top of the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_data" / "competitions"
+    return installed if installed.is_dir() else package.parent / "competitions"
+
+
+def load(folder: Path) -> Competition:
+    """The competition in `folder`. Raises ConfigError with the file and the key."""
+    folder = folder.resolve()
+    path = folder / SPEC_FILE
+    try:
+        given: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    for reserved in ("slug", "folder"):
+        if reserved in given:
+            raise ConfigError(f"{path}: {reserved}: comes from the folder's name; leave it out")
+    try:
+        competition = Competition(**given, slug=folder.name, folder=folder)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from None
+    try:
+        competition.scorer.check(tuple(competition.submission.columns.values()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: metric: {error}") from None
+    return competition
+
+
+def _one_line(error: ValidationError) -> str:
+    found: dict[str, str] = {}
+    for one in error.errors(include_url=False):
+        where = ".".join(str(part) for part in one["loc"] if part not in ("tuple[str, ...]", "literal['int','float','str']"))
+        found.setdefault(where, one["msg"].removeprefix("Value error, "))
+    return "; ".join(f"{where}: {message}" if where else message for where, message in list(found.items())[:5]).replace("\n", " ")
+
+
+def find(slug_or_path: str | Path) -> Competition:
+    """A bundled competition by its slug, or any by its folder. Raises ConfigError that suggests what was meant."""
+    text = str(slug_or_path)
+    if "\0" in text:
+        raise ConfigError("a competition's name has no NUL in it")
+    if _SLUG.match(text):
+        folder = bundled_folder() / text
+        if (folder / SPEC_FILE).is_file():
+            return load(folder)
+    path = Path(text).expanduser()
+    if path.name == SPEC_FILE:
+        path = path.parent
+    if text and (path / SPEC_FILE).is_file():
+        return load(path)
+    if isinstance(slug_or_path, Path) or "/" in text:
+        raise ConfigError(f"{text}: no folder with a {SPEC_FILE}")
+    names = bundled_slugs()
+    close = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names)}"
+    raise ConfigError(f"no competition is called {text[:80]!r}; {hint}")
+
+
+def bundled_slugs() -> list[str]:
+    """Names of the bundled competitions, sorted."""
+    return sorted(path.parent.name for path in bundled_folder().glob(f"*/{SPEC_FILE}"))
+
+
+def catalogue() -> list[Competition]:
+    """Every bundled competition, by slug."""
+    return [load(bundled_folder() / slug) for slug in bundled_slugs()]
