@@ -1,3 +1,66 @@
-"""Persistent, boxed IPython kernels as environments for machine-learning-engineering agents."""
+"""Persistent, boxed IPython kernels as environments for machine-learning-engineering agents.
+
+`import dojo_kernel` registers `dojo_kernel/Dojo-v0` with Gymnasium; everything else is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register as _register
+from gymnasium.envs.registration import registry as _registry
+
+if TYPE_CHECKING:
+    from dojo_kernel.actions import ACTIONS, Action, ExecuteCode, GetHistory, RequestInfo, Reset, ValidateCode
+    from dojo_kernel.agents.agent import AGENTS, Agent
+    from dojo_kernel.env import DojoEnv, DojoVectorEnv
+    from dojo_kernel.episode import HANDLERS, INFO, REWARDS, Episode, Outcome, open_episode
+    from dojo_kernel.feedback import FEEDBACK
+    from dojo_kernel.records import Grade, Limits, Observation, State, Step, Turn
+    from dojo_kernel.run import play, run
+    from dojo_kernel.settings import AgentSettings, EpisodeSettings, Experiment, KernelSettings
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "actions": ("ACTIONS", "Action", "ExecuteCode", "GetHistory", "RequestInfo", "Reset", "ValidateCode"),
+    "agents.agent": ("AGENTS", "Agent"),
+    "env": ("DojoEnv", "DojoVectorEnv"),
+    "episode": ("HANDLERS", "INFO", "REWARDS", "Episode", "Outcome", "open_episode"),
+    "feedback": ("FEEDBACK",),
+    "records": ("Grade", "Limits", "Observation", "State", "Step", "Turn"),
+    "run": ("play", "run"),
+    "settings": ("AgentSettings", "EpisodeSettings", "Experiment", "KernelSettings"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - by room
+    "ACTIONS", "Action", "ExecuteCode", "GetHistory", "RequestInfo", "Reset", "ValidateCode",
+    "AGENTS", "Agent",
+    "DojoEnv", "DojoVectorEnv",
+    "HANDLERS", "INFO", "REWARDS", "Episode", "Outcome", "open_episode",
+    "FEEDBACK",
+    "Grade", "Limits", "Observation", "State", "Step", "Turn",
+    "play", "run",
+    "AgentSettings", "EpisodeSettings", "Experiment", "KernelSettings",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "dojo_kernel/Dojo-v0" not in _registry:
+    _register(
+        id="dojo_kernel/Dojo-v0",
+        entry_point="dojo_kernel.env:DojoEnv",
+        vector_entry_point="dojo_kernel.env:DojoVectorEnv",
+        nondeterministic=True,  # a cell may read the clock
+    )

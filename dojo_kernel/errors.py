@@ -13,7 +13,8 @@
         ├── KernelStartError
         ├── BoxLostError
         ├── GraderError
-        └── JournalError
+        ├── JournalError
+        └── PluginError
 
 Code of the agent that fails, hangs or kills its kernel is no exception at all: it is an `Execution` with a status.
 """
@@ -82,6 +83,10 @@ class GraderError(MachineFault):
 
 class JournalError(MachineFault):
     """The journal cannot be written, or does not verify."""
+
+
+class PluginError(MachineFault):
+    """Registered code (an action, an info provider, a reward, a feedback, an agent) raised where it should have answered."""
 
 
 class EpisodeOverError(RuntimeError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, JsonValue, ValidationError
 
+from dojo_kernel.errors import ConfigError
 from dojo_kernel.records import Limits, Record
 
 BoxKind = Literal["auto", "docker", "sandbox", "process"]
@@ -45,6 +47,45 @@ class EpisodeSettings(Record):
     """human_rank, improvement, score, medal, or `package.module:name`."""
     feedback: tuple[str, ...] = ("base",)
     seed: int = 0
+
+
+class AgentSettings(Record):
+    """One agent of an experiment."""
+
+    kind: str = "scripted"
+    """Name in the table of agents, or `package.module:Class`."""
+    name: str | None = None
+    """What the journal and the folders call it; its own name when None."""
+    options: dict[str, JsonValue] = {}
+    """Keyword arguments of the class."""
+
+
+class Experiment(Record):
+    """What `dojo run run.toml` reads: every agent plays every competition once a seed."""
+
+    name: str = Field(default="first", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    competitions: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    parallel: int = Field(default=1, ge=1)
+    """Episodes at a time, each in its own box."""
+    plugins: tuple[str, ...] = ()
+    """Modules that register actions, rewards, feedback or agents when they are imported."""
+    agents: tuple[AgentSettings, ...] = Field(default=(AgentSettings(),), min_length=1)
+    episode: EpisodeSettings = EpisodeSettings()
+    kernel: KernelSettings = KernelSettings()
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Raises ConfigError with the first thing that is wrong in the file."""
+    try:
+        return Experiment.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
 
 
 def data_root() -> Path:

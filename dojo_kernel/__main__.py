@@ -1,0 +1,5 @@
+"""`python -m dojo_kernel` is `dojo`."""
+
+from dojo_kernel.cli import main
+
+main()

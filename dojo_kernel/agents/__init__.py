@@ -1,0 +1,1 @@
+"""Who plays: the protocol and its table in `agent`, the baseline in `scripted`."""

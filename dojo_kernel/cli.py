@@ -1,0 +1,367 @@
+"""The `dojo` command. Exit status: 0 well, 2 the user's mistake (one line that names the next command), 1 ours (see the log)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from dojo_kernel import __version__
+from dojo_kernel.errors import ConfigError, UserFault
+from dojo_kernel.run import Watcher
+from dojo_kernel.settings import AgentSettings, Experiment, read_experiment, state_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dojo_kernel.competition.spec import Competition
+    from dojo_kernel.episode import Episode
+    from dojo_kernel.records import Grade, Step
+    from dojo_kernel.run import Played, Task
+
+app = typer.Typer(
+    name="dojo",
+    help="Play machine-learning competitions in persistent, boxed IPython kernels.\n\n"
+    "Start here: `dojo list`, `dojo prepare digits`, `dojo run digits`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+show = Console(highlight=False, soft_wrap=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+BoxName = Literal["auto", "docker", "sandbox", "process"]
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@app.command("list", epilog="Example: dojo list --json")
+def list_(*, as_json: Json = False) -> None:
+    """List the competitions that come with this package, and which of them are prepared on this machine."""
+    from dojo_kernel.competition.spec import catalogue  # noqa: PLC0415 - pandas only when it is needed
+
+    specs = catalogue()
+    if as_json:
+        _print_json([_about(spec) for spec in specs])
+        return
+    table = Table("competition", "title", "domain", "metric", "prepared", box=None, pad_edge=False)
+    for spec in specs:
+        ready = "yes" if spec.is_prepared() else f"no: dojo prepare {spec.slug}"
+        table.add_row(spec.slug, spec.title, spec.domain, f"{spec.metric} ({spec.better})", ready)
+    show.print(table)
+
+
+def _about(spec: Competition) -> dict[str, Any]:
+    return {
+        "slug": spec.slug,
+        "title": spec.title,
+        "domain": spec.domain,
+        "metric": spec.metric,
+        "better": spec.better,
+        "prepared": spec.is_prepared(),
+        "public_dir": str(spec.public_dir),
+    }
+
+
+@app.command(epilog="Examples: dojo prepare digits wine | dojo prepare --all | dojo prepare ./my-competition --force")
+def prepare(
+    competitions: Annotated[list[str] | None, typer.Argument(help="Names from `dojo list`, or folders of your own.")] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All bundled competitions.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again what is prepared.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the public and private files of competitions, with checksums, and look for leaks."""
+    from dojo_kernel.competition.prepare import prepare as prepare_one  # noqa: PLC0415 - pandas only when it is needed
+    from dojo_kernel.competition.spec import catalogue, find  # noqa: PLC0415 - as above
+
+    specs = catalogue() if every else [find(name) for name in competitions or []]
+    if not specs:
+        raise ConfigError("name a competition or say --all; see: dojo list")
+    done = []
+    for spec in specs:
+        started = time.monotonic()
+        place = prepare_one(spec, force=force, progress=None if as_json else lambda line: say.print(f"  {line}"))
+        done.append({**_about(spec), "seconds": round(time.monotonic() - started, 3)})
+        if not as_json:
+            show.print(f"{spec.slug}: prepared in {place} ({time.monotonic() - started:.1f} s)")
+    if as_json:
+        _print_json(done)
+
+
+class _Progress(Watcher):
+    """One line a step."""
+
+    def __init__(self, *, quiet: bool, many: bool) -> None:
+        self._quiet = quiet
+        self._many = many
+
+    def warned(self, line: str) -> None:
+        say.print(f"warning: {line}", style="yellow", markup=False)
+
+    def opened(self, task: Task, episode: Episode) -> None:
+        if self._quiet:
+            return
+        spec = episode.competition
+        say.print(
+            f"{task.name}: {spec.title}, {spec.metric} ({spec.better} is better), box: {episode.kernel.box}", style="bold", markup=False
+        )
+        if not self._many:
+            say.print(f"{'step':>7}  {'action':<14} {'seconds':>8}  {'score':>10}  {'best':>10}  standing", style="dim")
+
+    def stepped(self, task: Task, episode: Episode, step: Step) -> None:
+        if self._quiet:
+            return
+        decimals = episode.competition.decimals
+        place = _place(episode.state.best)
+        outcome = "" if step.observation.ok else "  (failed)"
+        prefix = f"{task.name} " if self._many else ""
+        say.print(
+            f"{prefix}{step.index + 1:>3}/{episode.settings.max_steps:<3}  {step.action.name:<14} {step.seconds:>8.1f}  "
+            f"{_number(step.observation.score, decimals):>10}  {_number(step.observation.best_score, decimals):>10}  {place}{outcome}",
+            markup=False,
+        )
+
+    def ended(self, task: Task, played: Played) -> None:
+        if self._quiet:
+            return
+        if played.status == "failed":
+            say.print(f"{task.name}: failed: {played.problem}", style="red", markup=False)
+        elif played.status == "skipped":
+            say.print(f"{task.name}: finished before, skipped", markup=False)
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _place(grade: Grade | None) -> str:
+    if grade is None or not grade.standings:
+        return "-"
+    return ", ".join(f"{one.position}/{one.teams} on the {one.board} board" for one in grade.standings)
+
+
+@app.command(
+    "run",
+    epilog="Examples: dojo run digits | dojo run digits wine --seeds 0,1 --max-steps 12 | dojo run run.toml --resume",
+)
+def run_(  # noqa: PLR0913 - a command line
+    what: Annotated[list[str], typer.Argument(help="Competitions (names or folders), or one run file (.toml).")],
+    *,
+    agent: Annotated[str, typer.Option(help="Name of an agent, or package.module:Class.")] = "scripted",
+    box: Annotated[BoxName, typer.Option(help="auto takes docker, then sandbox; a model's code never runs in a plain process.")] = "auto",
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps an episode has.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=1, help="Seconds that the steps of an episode may take together.")] = None,
+    reward: Annotated[str | None, typer.Option(help="human_rank, improvement, score, medal, or package.module:name.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated; each competition is played once a seed.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what is finished, go on with what was interrupted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let an agent play competitions, and show every step as it happens."""
+    from dojo_kernel.run import run  # noqa: PLC0415 - jupyter only when it is needed
+
+    given = {"box": box, "max_steps": max_steps, "max_seconds": max_seconds, "reward": reward, "parallel": parallel}
+    experiment = _experiment(what, agent, seeds, name or _run_name(out, resume=resume), {**given, "name": name})
+    watcher = _Progress(quiet=as_json, many=experiment.parallel > 1)
+    try:
+        results = asyncio.run(run(experiment, out=out, resume=resume, watcher=watcher))
+    except KeyboardInterrupt:
+        say.print(f"stopped; everything is kept in {out / experiment.name}; go on by adding: --name {experiment.name} --resume")
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in results])
+    else:
+        for one in results:
+            _summary(one)
+    if any(one.status == "failed" for one in results):
+        raise typer.Exit(1)
+
+
+def _run_name(out: Path, *, resume: bool) -> str:
+    """A fresh folder by the clock; the newest one to go on with."""
+    if resume and out.is_dir() and (earlier := sorted(path.name for path in out.iterdir() if path.is_dir())):
+        return earlier[-1]
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def _experiment(what: Sequence[str], agent: str, seeds: str | None, name: str, given: dict[str, Any]) -> Experiment:
+    """The run file with the command line on top of it, or an experiment out of the command line alone."""
+    episode = {key: given[key] for key in ("max_steps", "max_seconds", "reward") if given[key] is not None}
+    top: dict[str, Any] = {key: given[key] for key in ("parallel", "name") if given[key] is not None}
+    try:
+        if seeds is not None:
+            top["seeds"] = [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds is a list of numbers such as 0,1,2; not {seeds!r}") from error
+    if any(one.endswith(".toml") and not one.endswith("competition.toml") for one in what):
+        if len(what) > 1:
+            raise ConfigError("give one run file, or competitions; not both. See: dojo run --help")
+        base = read_experiment(Path(what[0])).model_dump()
+    else:
+        base = {"name": name, "competitions": list(what), "agents": [AgentSettings(kind=agent).model_dump()]}
+    kernel = {**base.get("kernel", {}), **({"box": given["box"]} if given["box"] != "auto" else {})}
+    try:
+        return Experiment.model_validate({**base, **top, "episode": {**base.get("episode", {}), **episode}, "kernel": kernel})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}; see: dojo run --help") from error
+
+
+def _summary(played: Played) -> None:
+    if played.status == "failed":
+        show.print(f"{played.name}: failed after {played.steps} steps: {played.problem}", markup=False)
+        show.print(f"  folder: {played.folder}", markup=False)
+        return
+    show.print(f"{played.name}: {played.steps} steps in {played.seconds:.1f} s, ended by: {played.reason}", markup=False)
+    for label, grade in (("best on feedback rows", played.best), ("final score", played.final)):
+        if grade is None or grade.score is None:
+            show.print(f"  {label}: none", markup=False)
+        else:
+            rank = "" if grade.human_rank is None else f", human rank {grade.human_rank:.3f}"
+            show.print(f"  {label}: {grade.score} ({grade.rows} rows), {_place(grade)}{rank}", markup=False)
+    show.print(f"  notebook: {played.notebook}", markup=False)
+
+
+@app.command(epilog="Examples: dojo notebook runs/first/digits-scripted-0 | dojo notebook journal.jsonl --out attempt.ipynb")
+def notebook(
+    path: Annotated[Path, typer.Argument(help="An episode's folder, or its journal.jsonl.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Where to write it; beside the journal by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the notebook of an episode from its journal; it opens and runs in any Jupyter."""
+    from dojo_kernel.journal.log import read_journal  # noqa: PLC0415 - nbformat only when it is needed
+    from dojo_kernel.journal.notebook import write_notebook  # noqa: PLC0415 - as above
+
+    _must_exist(path)
+    target = out or (path if path.is_dir() else path.parent) / "notebook.ipynb"
+    write_notebook(read_journal(path), target)
+    if as_json:
+        _print_json({"notebook": str(target)})
+    else:
+        show.print(str(target), markup=False)
+
+
+def _must_exist(path: Path) -> None:
+    journal = path / "journal.jsonl" if path.is_dir() else path
+    if not journal.exists():
+        raise ConfigError(f"no journal at {journal}; play an episode first: dojo run digits")
+
+
+@app.command(epilog="Examples: dojo replay runs/first/digits-scripted-0 | dojo replay attempt.ipynb --box process")
+def replay(
+    path: Annotated[Path, typer.Argument(help="An episode's folder, its journal.jsonl, or a notebook made by dojo.")],
+    *,
+    box: Annotated[BoxName | None, typer.Option(help="Another kind of box than the recorded one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Play an episode again in a fresh box and compare outputs and scores; exit status 1 when they diverge."""
+    from dojo_kernel.replay import replay as replay_one  # noqa: PLC0415 - jupyter only when it is needed
+
+    _must_exist(path)
+    report = asyncio.run(replay_one(path, box=box))
+    if as_json:
+        _print_json(report.model_dump(mode="json"))
+    else:
+        table = Table("cell", "verdict", "detail", box=None, pad_edge=False)
+        for cell in report.cells:
+            about = cell.model_dump(mode="json")
+            rest = {key: value for key, value in about.items() if key not in {"cell", "verdict"} and value not in (None, "", [])}
+            table.add_row(str(about.get("cell", "")), str(about.get("verdict", "")), ", ".join(f"{k} {v}" for k, v in rest.items()))
+        show.print(table)
+        show.print("diverged" if report.diverged else "the same")
+    if report.diverged:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: dojo doctor --json")
+def doctor(*, as_json: Json = False) -> None:
+    """Say which boxes this machine can run, what enforces each limit, and the command that mends what is missing."""
+    from dojo_kernel.kernel.doctor import examine  # noqa: PLC0415 - docker only when it is needed
+
+    reports = asyncio.run(examine())
+    if as_json:
+        _print_json([report.model_dump(mode="json") for report in reports])
+        return
+    for report in reports:
+        show.print(f"{report.box}: {'available' if report.available else 'not available'}: {report.why}", markup=False, style="bold")
+        if report.fix:
+            show.print(f"  mend it with: {report.fix}", markup=False)
+        table = Table("limit", "held by", "", box=None, pad_edge=False, show_header=False)
+        for one in report.enforcement:
+            table.add_row(f"  {one.limit}", one.by, one.detail)
+        if report.enforcement:
+            show.print(table)
+
+
+@app.command(epilog="Example: dojo version --json")
+def version(*, as_json: Json = False) -> None:
+    """Print the version."""
+    if as_json:
+        _print_json({"dojo_kernel": __version__})
+    else:
+        show.print(__version__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    command = typer.main.get_command(app)
+    try:
+        return int(command.main(args=None if arguments is None else list(arguments), prog_name="dojo", standalone_mode=False) or 0)
+    except typer.Exit as end:
+        return end.exit_code
+    except UserFault as fault:
+        say.print(f"dojo: {_one_line(fault)}", markup=False)
+        return 2
+    except typer.Abort:
+        return 130
+    except Exception as error:  # the last line of defence: a log for us, one line for the user
+        return _usage(error) or _crash(error)
+
+
+def _usage(error: Exception) -> int:
+    """Exit status 2 for what click calls a wrong command line."""
+    shower = getattr(error, "format_message", None)
+    if shower is None:
+        return 0
+    context = getattr(error, "ctx", None)
+    path = "dojo" if context is None else context.command_path
+    say.print(f"dojo: {str(shower()).splitlines()[0]} See: {path} --help", markup=False)
+    return 2
+
+
+def _crash(error: Exception) -> int:
+    if isinstance(error, BaseExceptionGroup) and (faults := error.subgroup(UserFault)) is not None:
+        say.print(f"dojo: {_one_line(faults.exceptions[0])}", markup=False)
+        return 2
+    folder = state_root() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}.log"
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    say.print(f"dojo: {type(error).__name__}: {_one_line(error)[:300]} (traceback: {log})", markup=False)
+    return 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

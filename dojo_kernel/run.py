@@ -1,0 +1,280 @@
+"""Whole episodes: `play` one, or `run` every agent of an experiment on every competition, once a seed.
+
+A run is a folder: `<out>/<experiment>/<episode>/{journal.jsonl, files/, notebook.ipynb}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import re
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from dojo_kernel.agents.agent import find_agent
+from dojo_kernel.competition.spec import find
+from dojo_kernel.errors import ConfigError, MachineFault, PluginError, UserFault
+from dojo_kernel.episode import StartKernel, open_episode, open_kernel
+from dojo_kernel.journal.log import read_journal
+from dojo_kernel.records import Closed, Grade, Record, State, Step, Turn
+from dojo_kernel.settings import AgentSettings, EpisodeSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dojo_kernel.agents.agent import Agent
+    from dojo_kernel.episode import Episode
+    from dojo_kernel.records import Observation
+    from dojo_kernel.settings import Experiment
+
+OnStep = Callable[["Episode", Step], None]
+
+
+class Task(Record):
+    """One episode of an experiment, before it is played."""
+
+    name: str
+    """Of its folder."""
+    competition: str
+    agent: AgentSettings
+    seed: int
+
+
+class Played(Record):
+    """How one episode of an experiment ended."""
+
+    name: str
+    competition: str
+    agent: str
+    seed: int
+    status: Literal["finished", "skipped", "failed"]
+    """`skipped`: it had been finished before."""
+    reason: str = ""
+    steps: int = 0
+    seconds: float = 0.0
+    best: Grade | None = None
+    final: Grade | None = None
+    folder: str
+    notebook: str | None = None
+    problem: str = ""
+
+
+async def play(episode: Episode, agent: Agent, *, on_step: OnStep | None = None) -> Closed:
+    """Let `agent` play until the budget ends or it stops. Raises MachineFault; the episode is closed then, too."""
+    observation = episode.first_observation
+    while episode.state.open:
+        turn = await _turn(episode, agent, observation)
+        if turn.action is None:
+            await episode.close("agent")
+            break
+        step = await episode.step(turn.action, said=turn.said)
+        observation = step.observation
+        if on_step is not None:
+            on_step(episode, step)
+    closed = episode.closed
+    assert closed is not None
+    return closed
+
+
+async def _turn(episode: Episode, agent: Agent, observation: Observation) -> Turn:
+    try:
+        return await agent.act(observation)
+    except Exception as error:  # an agent is foreign code
+        fault = PluginError(f"the agent {agent.name!r} failed: {type(error).__name__}: {error}")
+        await episode.close("error", "".join(traceback.format_exception(error)))
+        raise fault from error
+
+
+class Watcher:
+    """What a run tells of itself; override what you want to hear."""
+
+    def opened(self, task: Task, episode: Episode) -> None:
+        """An episode's box is up."""
+
+    def stepped(self, task: Task, episode: Episode, step: Step) -> None:
+        """A step is over."""
+
+    def ended(self, task: Task, played: Played) -> None:
+        """An episode is over, for better or worse."""
+
+    def warned(self, line: str) -> None:
+        """Something that the user should see."""
+
+
+async def run(
+    experiment: Experiment,
+    *,
+    out: Path,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    start_kernel: StartKernel = open_kernel,
+) -> list[Played]:
+    """Play all episodes, `experiment.parallel` at a time; a fault of one leaves the others alone.
+
+    Raises:
+        UserFault: before anything is started, for what would fail in every episode.
+    """
+    for module in experiment.plugins:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"cannot import the plugin {module!r}: {error}") from error
+    tasks = list(_tasks(experiment))
+    base = out / experiment.name
+    for task in tasks:
+        find(task.competition).require_prepared()
+        find_agent(task.agent.kind)
+    if not resume and (taken := [task.name for task in tasks if (base / task.name).exists()]):
+        raise ConfigError(f"{base / taken[0]} exists; go on with it by --resume, or give another --name or --out")
+    gate = asyncio.Semaphore(experiment.parallel)
+    table = _Room(experiment, base, resume, watcher or Watcher(), start_kernel)
+
+    async def one(task: Task) -> Played:
+        async with gate:
+            return await table.play(task)
+
+    async with asyncio.TaskGroup() as group:
+        jobs = [group.create_task(one(task)) for task in tasks]
+    return [job.result() for job in jobs]
+
+
+def _tasks(experiment: Experiment) -> list[Task]:
+    names: set[str] = set()
+    tasks = []
+    for agent in experiment.agents:
+        label = re.sub(r"[^A-Za-z0-9._-]+", "-", agent.name or agent.kind)
+        for competition in experiment.competitions:
+            slug = find(competition).slug
+            for seed in experiment.seeds:
+                name = f"{slug}-{label}-{seed}"
+                if name in names:
+                    raise ConfigError(f"two episodes would be called {name}; give the agents different names")
+                names.add(name)
+                tasks.append(Task(name=name, competition=competition, agent=agent, seed=seed))
+    return tasks
+
+
+class _Room:
+    """Where the episodes of one run are played."""
+
+    def __init__(self, experiment: Experiment, base: Path, resume: bool, watcher: Watcher, start_kernel: StartKernel) -> None:  # noqa: FBT001
+        self._experiment = experiment
+        self._base = base
+        self._resume = resume
+        self._watcher = watcher
+        self._start_kernel = start_kernel
+
+    async def play(self, task: Task) -> Played:
+        folder = self._base / task.name
+        going_on = self._resume and (folder / "journal.jsonl").exists()
+        if going_on:
+            done = _ended(task, folder)
+            if done is not None and done.status == "skipped":
+                self._watcher.ended(task, done)
+                return done
+            if done is not None or not read_journal(folder):
+                _set_aside(folder)
+                going_on = False
+        try:
+            played = await self._one(task, folder, going_on=going_on)
+        except (MachineFault, UserFault) as fault:  # this episode is over, its siblings go on
+            played = _failed(task, folder, fault)
+        self._watcher.ended(task, played)
+        return played
+
+    async def _one(self, task: Task, folder: Path, *, going_on: bool) -> Played:
+        agent = _make(task.agent)
+        settings = EpisodeSettings.model_validate({**self._experiment.episode.model_dump(), "seed": task.seed})
+        async with open_episode(
+            task.competition,
+            settings=settings,
+            kernel=self._experiment.kernel,
+            folder=folder,
+            agent=task.agent.name or agent.name,
+            trusted=agent.trusted,
+            resume=going_on,
+            start_kernel=self._start_kernel,
+            warn=self._watcher.warned,
+        ) as episode:
+            self._watcher.opened(task, episode)
+            try:
+                await play(episode, agent, on_step=lambda episode, step: self._watcher.stepped(task, episode, step))
+            finally:
+                notebook = episode.save_notebook()
+            closed = episode.closed
+            assert closed is not None
+            return Played(
+                name=task.name,
+                competition=episode.competition.slug,
+                agent=task.agent.name or agent.name,
+                seed=task.seed,
+                status="failed" if closed.reason == "error" else "finished",
+                reason=closed.reason,
+                steps=episode.state.steps,
+                seconds=episode.state.seconds,
+                best=episode.state.best,
+                final=closed.final,
+                folder=str(folder),
+                notebook=str(notebook),
+                problem=closed.detail.strip().rpartition("\n")[2],
+            )
+
+
+def _make(settings: AgentSettings) -> Agent:
+    make = find_agent(settings.kind)
+    try:
+        return make(**settings.options)
+    except Exception as error:  # an agent is foreign code
+        raise ConfigError(f"agent {settings.kind!r} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _ended(task: Task, folder: Path) -> Played | None:
+    """The outcome of an episode that had ended before; None when it can go on."""
+    events = read_journal(folder)
+    if not events or not isinstance(events[-1], Closed):
+        return None
+    closed = events[-1]
+    state = State()
+    for event in events:
+        state = state.after(event)
+    notebook = folder / "notebook.ipynb"
+    return Played(
+        name=task.name,
+        competition=find(task.competition).slug,
+        agent=task.agent.name or task.agent.kind,
+        seed=task.seed,
+        status="failed" if closed.reason == "error" else "skipped",
+        reason=closed.reason,
+        steps=state.steps,
+        seconds=closed.seconds,
+        best=state.best,
+        final=closed.final,
+        folder=str(folder),
+        notebook=str(notebook) if notebook.exists() else None,
+    )
+
+
+def _set_aside(folder: Path) -> None:
+    """A failed episode is played again from the start; what it left stays readable beside the new one."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.failed-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+
+
+def _failed(task: Task, folder: Path, fault: Exception) -> Played:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+    return Played(
+        name=task.name,
+        competition=task.competition,
+        agent=task.agent.name or task.agent.kind,
+        seed=task.seed,
+        status="failed",
+        reason="error",
+        folder=str(folder),
+        problem=f"{type(fault).__name__}: {fault}",
+    )
