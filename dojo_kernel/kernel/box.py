@@ -1,0 +1,573 @@
+"""What the three kinds of box share: run folders, socket folders and keys by generation, and the wire to init.
+
+All boxes of a host process are served by one background thread with an event loop of its own. So pings go out while the
+caller's loop is busy or stopped, and bubblewrap's death signal, which watches the *thread* that started it, is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import zmq
+from jupyter_client.provisioning import KernelProvisionerBase
+from traitlets import Any as AnyTrait
+from traitlets import Unicode
+
+from dojo_kernel.errors import BoxLostError, KernelStartError
+from dojo_kernel.kernel import reaper
+from dojo_kernel.kernel.workspace import Workspace, mount_tmpfs
+from dojo_kernel.records import Enforcement, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
+
+INSIDE = Path(__file__).resolve().parent.parent / "inside"
+BOX_UID = 10001
+"""Owner of everything in a box that a root host opens; others use their own uid."""
+PING_S = 5.0
+SILENCE_S = 60.0
+START_S = 30.0
+SPAWN_S = 30.0
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+SOCKETS_BYTES = 4 << 20
+MAX_LINE = 1 << 16
+GB = 1 << 30
+
+
+# --- the thread of all boxes -----------------------------------------------------------------------------------------
+
+_loop: asyncio.AbstractEventLoop | None = None
+_loop_lock = threading.Lock()
+
+
+def _boxes_loop() -> asyncio.AbstractEventLoop:
+    global _loop  # noqa: PLW0603  one for the process, made when first needed
+    with _loop_lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="dojo-boxes", daemon=True).start()
+        return _loop
+
+
+def _forget_loop() -> None:
+    global _loop, _loop_lock  # noqa: PLW0603  a forked child has the loop's memory but not its thread
+    _loop, _loop_lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_loop)
+
+
+async def on_boxes_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the thread of all boxes and wait for it."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _boxes_loop()))
+
+
+# --- the wire --------------------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """The host's end of init's standard input and output. Lives on the thread of all boxes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.spawned: dict[str, asyncio.Future[int]] = {}
+        self.on_exit: dict[str, Callable[[int], None]] = {}
+        self.over: str | None = None
+        """Why nothing can be heard any more."""
+        self.frozen = False
+        self.heard = time.monotonic()
+        self.tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._ping())]
+
+    async def order(self, **order: object) -> None:
+        """One line to init. Raises BoxLostError."""
+        if self.over is not None:
+            raise BoxLostError(self.over)
+        try:
+            self.writer.write(json.dumps(order).encode() + b"\n")
+            await asyncio.wait_for(self.writer.drain(), PING_S)
+        except (OSError, TimeoutError) as error:
+            self._end(f"the box does not listen: {error!r}")
+            raise BoxLostError(self.over) from None
+
+    async def close(self) -> None:
+        """End of input: init ends the box."""
+        self._end("the box was closed")
+        for task in self.tasks:
+            task.cancel()
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    async def _listen(self) -> None:
+        try:
+            while line := await self.reader.readline():
+                self.heard = time.monotonic()
+                self._event(json.loads(line))
+        except (OSError, ValueError) as error:  # ValueError: too long, or no JSON
+            self._end(f"the box speaks no more: {error!r}")
+            self.writer.close()
+        else:
+            self._end("the box is gone")
+
+    def _event(self, event: dict[str, Any]) -> None:
+        kind, name = event.get("ev"), str(event.get("name", ""))
+        waiting = self.spawned.get(name)
+        if kind == "ready" and not self.ready.done():
+            self.ready.set_result(None)
+        elif kind == "spawn" and waiting is not None and not waiting.done():
+            waiting.set_result(int(event["pid"]))
+        elif kind == "error" and event.get("op") == "spawn" and waiting is not None and not waiting.done():
+            waiting.set_exception(KernelStartError(f"the box could not start {name}: {event.get('why')}"))
+        elif kind == "exit" and name in self.on_exit:
+            self.on_exit.pop(name)(int(event["code"]))
+
+    async def _ping(self) -> None:
+        while self.over is None:
+            await asyncio.sleep(PING_S)
+            if self.frozen:  # pings queue in the pipe; nothing can come back
+                self.heard = time.monotonic()
+            elif time.monotonic() - self.heard > SILENCE_S:
+                self._end("the box has been silent for a minute")
+                self.writer.close()
+                return
+            with contextlib.suppress(BoxLostError):
+                await self.order(op="ping")
+
+    def _end(self, why: str) -> None:
+        if self.over is not None:
+            return
+        self.over = why
+        for waiting in (self.ready, *self.spawned.values()):
+            if not waiting.done():
+                waiting.set_exception(BoxLostError(why))
+                waiting.exception()  # seen: nobody may be waiting
+        for tell in self.on_exit.values():
+            tell(-signal.SIGKILL)
+        self.on_exit.clear()
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+class BoxProcess:
+    """One kernel in a box."""
+
+    def __init__(self, name: str, connection_info: dict[str, Any], sockets: Path) -> None:
+        self.name = name
+        self.pid = 0
+        """As the box numbers it."""
+        self.connection_info = connection_info
+        """The host's view; for `AsyncKernelClient.load_connection_info`."""
+        self.sockets = sockets
+        self.code: int | None = None
+        """Exit code, negative for a signal; None while it runs."""
+        self.home: str | None = None
+        """Of a scratch process: its throw-away directory, as the box names it."""
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        """Done when the process is gone; also, with -9, when the whole box is: see `BoxProvisioner.lost`."""
+        self._wire: Wire | None = None
+
+    async def interrupt(self) -> None:
+        """SIGINT to its process group; nothing if it is gone."""
+        await self._order("int")
+
+    async def terminate(self) -> None:
+        """SIGTERM to its process group; nothing if it is gone."""
+        await self._order("term")
+
+    async def kill(self) -> None:
+        """SIGKILL to it and all that it started; nothing if it is gone."""
+        await self._order("kill")
+
+    async def _order(self, op: str) -> None:
+        if self._wire is not None and self._wire.over is None:
+            with contextlib.suppress(BoxLostError):
+                await on_boxes_thread(self._wire.order(op=op, name=self.name))
+
+    def _gone(self, code: int) -> None:
+        """On the thread of all boxes."""
+        self.code = code
+        shutil.rmtree(self.sockets, ignore_errors=True)
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._tell, code)
+
+    def _tell(self, code: int) -> None:
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+
+# --- the box ---------------------------------------------------------------------------------------------------------
+
+
+class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_client's base class is not typed
+    """Base of the three kinds: one box, any number of kernels one after the other.
+
+    With a KernelManager as `parent` it is an ordinary provisioner whose kernel is `live-N`; a KernelSession uses
+    `start_box`, `spawn` and `remove_box` directly.
+    """
+
+    kind: ClassVar[str]
+    limits: Limits = AnyTrait(Limits(), config=True)
+    """A Limits, or the mapping that a kernelspec's config holds."""
+    data_dir: Path | None = AnyTrait(None, config=True, allow_none=True)
+    """Public files of the competition; read-only in the box."""
+    image: str = Unicode("dojo-kernel:latest", config=True)
+    episode: str = Unicode("", config=True)
+    """Names the box in labels and leases."""
+
+    run_dir: Path | None = None
+    workspace: Workspace
+    enforcement: tuple[Enforcement, ...] = ()
+    _wire: Wire | None = None
+    _live: BoxProcess | None = None
+    _prepared: tuple[int, dict[str, Any]] | None = None
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self.limits = Limits.model_validate(self.limits)
+        if self.data_dir is not None:
+            self.data_dir = Path(self.data_dir).resolve()
+        self._generation = 0
+        self._starting = asyncio.Lock()
+        self._sockets_mounted = False
+
+    # --- what the kinds say for themselves ---
+
+    workspace_path: str = "/workspace"
+    """As code in the box names it, like the next four."""
+    data_path: str = "/data"
+    sockets_path: str = "/run/k"
+    inside_path: str = "/opt/dojo"
+    scratch_root: str = "/tmp"  # noqa: S108  the box's own tmpfs
+    home_path: str = "/tmp"  # noqa: S108
+
+    @property
+    def python(self) -> str:
+        """The interpreter, as the box names it."""
+        return sys.executable
+
+    @property
+    def path_variable(self) -> str:
+        """PATH in the box."""
+        return f"{Path(self.python).parent}:/usr/local/bin:/usr/bin:/bin"
+
+    async def _open_box(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Start the box with init as its first process; its standard input and output. Runs on the thread of all boxes."""
+        raise NotImplementedError
+
+    async def _close_box(self) -> None:
+        """Free what `_open_box` took, after the wire was closed; by force. Runs on the thread of all boxes; again is no error."""
+
+    def _enforcement(self) -> tuple[Enforcement, ...]:
+        """What holds each limit, once the box runs."""
+        raise NotImplementedError
+
+    async def oom_kills(self) -> int | None:
+        """How many processes of the box the memory limit has killed; None = not known."""
+        return None
+
+    async def memory_used(self) -> int | None:
+        """Bytes; None = not known."""
+        return None
+
+    async def _set_frozen(self, *, frozen: bool) -> bool:
+        """Stop or go on with everything in the box. False: this kind cannot."""
+        return False
+
+    # --- the box's life ---
+
+    @property
+    def uid(self) -> int:
+        """Owner of the box's files, as the host numbers it."""
+        return BOX_UID if os.geteuid() == 0 else os.getuid()
+
+    @property
+    def lost(self) -> str | None:
+        """Why the box is gone, though nobody closed it; None while it is there, or was never started."""
+        return self._wire.over if self._wire is not None else None
+
+    async def start_box(self) -> None:
+        """Raises KernelStartError. Again is no error while the box lives."""
+        async with self._starting:
+            if self._wire is not None and self._wire.over is None:
+                return
+            if self._wire is not None:
+                await self._tear_down()
+            try:
+                self._make_run_dir()
+                self._wire = await on_boxes_thread(self._start_wire())
+            except (OSError, TimeoutError, BoxLostError) as error:
+                await self._tear_down()
+                raise KernelStartError(f"the {self.kind} box did not start: {error or type(error).__name__}") from error
+            except BaseException:
+                await self._tear_down()
+                raise
+            self.enforcement = self._enforcement()
+
+    async def _start_wire(self) -> Wire:
+        reader, writer = await self._open_box()
+        wire = Wire(reader, writer)
+        try:
+            await asyncio.wait_for(wire.ready, START_S)
+        except BaseException:
+            await wire.close()
+            raise
+        return wire
+
+    def _make_run_dir(self) -> None:
+        if self.run_dir is not None:
+            return
+        reaper.start()
+        self.run_dir = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))  # short: a socket's path holds 107 bytes
+        reaper.lease("run_dir", str(self.run_dir))
+        self.run_dir.chmod(0o711)
+        sockets = self.run_dir / "k"
+        sockets.mkdir(mode=0o755)  # ours, not the box's: a kernel cannot put a link in place of a socket folder
+        self._sockets_mounted = mount_tmpfs(sockets, SOCKETS_BYTES, os.geteuid(), mode=0o755)
+        size = int(self.limits.disk_gb * GB)
+        self.workspace = Workspace(self.run_dir / "w", size=size, uid=self.uid)
+
+    async def spawn(self, name: str, *, scratch: bool = False) -> BoxProcess:
+        """Start a kernel: new socket folder, new keys. Returns when init has started it, before it listens.
+
+        Raises:
+            KernelStartError: init could not.
+            BoxLostError: the box is gone.
+        """
+        generation, info = self._new_connection()
+        return await self._spawn(name, generation, info, scratch=scratch)
+
+    def _new_connection(self) -> tuple[int, dict[str, Any]]:
+        """A socket folder and keys that no kernel has seen; the host's view of the connection."""
+        if self.run_dir is None:
+            raise KernelStartError("start_box() first")
+        self._generation += 1
+        folder = self.run_dir / "k" / str(self._generation)
+        folder.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(folder, self.uid, self.uid)
+        public, private = zmq.curve_keypair()
+        info: dict[str, Any] = {
+            "transport": "ipc",
+            "ip": str(folder / "s"),
+            **{f"{channel}_port": number for number, channel in enumerate(CHANNELS, 1)},
+            "signature_scheme": "hmac-sha256",
+            "key": secrets.token_hex(16),
+            "curve_publickey": public.decode(),
+            "curve_secretkey": private.decode(),
+        }
+        return self._generation, info
+
+    async def _spawn(self, name: str, generation: int, info: dict[str, Any], *, scratch: bool) -> BoxProcess:
+        if self._wire is None or self.run_dir is None:
+            raise KernelStartError("start_box() first")
+        folder = f"{self.sockets_path}/{generation}"
+        process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
+        process._wire = self._wire  # noqa: SLF001  its maker
+        rules = None
+        if scratch:
+            process.home = f"{self.scratch_root}/scratch-{generation}"
+            rules = {"workspace": self.workspace_path, "home": process.home, "max_mb": 512}
+        order = {
+            "op": "spawn",
+            "name": name,
+            "argv": self._argv(f"{folder}/kernel.json"),
+            "connection": {**info, "ip": f"{folder}/s"},
+            "connection_file": f"{folder}/kernel.json",
+            "env": self.environment(),
+            "cwd": self.workspace_path,
+            "scratch": rules,
+        }
+        process.pid = await on_boxes_thread(self._spawn_order(self._wire, name, order, process))
+        return process
+
+    @staticmethod
+    async def _spawn_order(wire: Wire, name: str, order: dict[str, Any], process: BoxProcess) -> int:
+        waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        wire.spawned[name] = waiting
+        wire.on_exit[name] = process._gone  # noqa: SLF001  its maker
+        try:
+            await wire.order(**order)
+            return await asyncio.wait_for(waiting, SPAWN_S)
+        except BaseException as error:
+            wire.on_exit.pop(name, None)
+            if isinstance(error, TimeoutError):
+                raise KernelStartError(f"init did not start {name} in {SPAWN_S:.0f} s") from None
+            raise
+        finally:
+            wire.spawned.pop(name, None)
+
+    def _argv(self, connection_file: str) -> list[str]:
+        """The kernelspec's command with the box's interpreter; our own application by its file, since the box has no dojo_kernel."""
+        argv = [part.replace("{connection_file}", connection_file) for part in self.kernel_spec.argv]
+        if argv[1:3] == ["-m", "dojo_kernel.inside.app"]:
+            argv[1:3] = [f"{self.inside_path}/app.py"]
+        if Path(argv[0]).name.startswith("python"):
+            argv[0] = self.python
+        return argv
+
+    def environment(self) -> dict[str, str]:
+        """All that a kernel's environment holds: a list, never the host's own."""
+        threads = str(max(1, int(self.limits.cpus)))
+        return {
+            "PATH": self.path_variable,
+            "HOME": self.home_path,
+            "IPYTHONDIR": f"{self.home_path}/.ipython",
+            "LANG": "C.UTF-8",
+            "NO_COLOR": "1",
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "MPLBACKEND": "agg",
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), threads),
+            "DOJO_DATA_DIR": self.data_path,
+            "DOJO_WORKSPACE": self.workspace_path,
+        }
+
+    async def kill_all(self) -> None:
+        """Everything in the box but init."""
+        if self._wire is not None and self._wire.over is None:
+            with contextlib.suppress(BoxLostError):
+                await on_boxes_thread(self._wire.order(op="kill"))
+
+    async def remove_home(self, process: BoxProcess) -> None:
+        """Delete the throw-away directory of a scratch process, from inside."""
+        if process.home is not None and self._wire is not None and self._wire.over is None:
+            with contextlib.suppress(BoxLostError):
+                await on_boxes_thread(self._wire.order(op="remove", path=process.home))
+
+    async def freeze(self) -> None:
+        """Stop everything in the box, where it can be stopped."""
+        if self._wire is not None:
+            self._wire.frozen = await self._set_frozen(frozen=True)
+
+    async def thaw(self) -> None:
+        """Go on after `freeze`."""
+        if self._wire is not None and self._wire.frozen:
+            await self._set_frozen(frozen=False)
+            self._wire.heard = time.monotonic()
+            self._wire.frozen = False
+
+    async def remove_box(self) -> None:
+        """Kill everything, free everything. Again is no error."""
+        async with self._starting:
+            await self._tear_down()
+
+    async def _tear_down(self) -> None:
+        if self._wire is not None and self._wire.frozen:
+            await self.thaw()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await on_boxes_thread(wire.close())
+        await on_boxes_thread(self._close_box())
+        folder, self.run_dir = self.run_dir, None
+        if folder is not None:
+            await asyncio.to_thread(self._remove_run_dir, folder)
+
+    def _remove_run_dir(self, folder: Path) -> None:
+        if hasattr(self, "workspace"):
+            self.workspace.remove()
+        reaper.remove_run_dir(folder)
+        reaper.release("run_dir", str(folder))
+
+    # --- jupyter_client's contract ---
+
+    @property
+    def has_process(self) -> bool:
+        """True from launch until `wait` or `cleanup`."""
+        return self._live is not None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Before each start and restart: new socket folder and keys on the manager."""
+        await self.start_box()
+        generation, info = self._new_connection()
+        self._prepared = generation, info
+        km = self.parent
+        km.cleanup_connection_file()
+        km.transport, km.ip = "ipc", info["ip"]
+        km.transport_encryption = "required"
+        for channel in CHANNELS:
+            setattr(km, f"{channel}_port", info[f"{channel}_port"])
+        km.session.key = info["key"].encode()
+        km.curve_publickey, km.curve_secretkey = info["curve_publickey"].encode(), info["curve_secretkey"].encode()
+        assert self.run_dir is not None
+        km.connection_file = str(self.run_dir / "host.json")
+        km.write_connection_file()
+        self.connection_info = km.get_connection_info()
+        env = {**self.environment(), **dict(self.kernel_spec.env)}
+        prepared: dict[str, Any] = await super().pre_launch(cmd=list(self.kernel_spec.argv), **{**kwargs, "env": env})
+        return prepared
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002  the contract's
+        """Start `live-N`; `cmd` is the manager's view, the box has its own."""
+        assert self._prepared is not None
+        generation, info = self._prepared
+        self._live = await self._spawn(f"live-{generation}", generation, info, scratch=False)
+        return self.connection_info
+
+    async def poll(self) -> int | None:
+        """None while it runs, else its exit code."""
+        return 0 if self._live is None else self._live.code
+
+    async def wait(self) -> int | None:
+        """Until it is gone."""
+        live = self._live
+        while live is not None and live.code is None:  # its future may belong to another loop of a synchronous manager
+            await asyncio.sleep(0.01)
+        self._live = None
+        return None if live is None else live.code
+
+    async def send_signal(self, signum: int) -> None:
+        """SIGINT, SIGTERM and SIGKILL reach the kernel; others are not carried."""
+        if self._live is None:
+            return
+        if signum == signal.SIGINT:
+            await self._live.interrupt()
+        elif signum == signal.SIGTERM:
+            await self._live.terminate()
+        elif signum == signal.SIGKILL:
+            await self._live.kill()
+
+    async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  the contract's
+        """SIGTERM."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def kill(self, restart: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  the contract's
+        """SIGKILL to everything in the box."""
+        await self.kill_all()
+
+    async def cleanup(self, restart: bool = False) -> None:  # noqa: FBT001, FBT002  the contract's
+        """A restart keeps box and workspace and kills what the old kernel left running."""
+        self._live = None
+        if restart:
+            await self.kill_all()
+        else:
+            await self.remove_box()
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """As JSON; a box dies with its host process, so there is nothing to attach to again."""
+        info: dict[str, Any] = await super().get_provisioner_info()
+        connection = {key: value.decode() if isinstance(value, bytes) else value for key, value in info["connection_info"].items()}
+        return {**info, "connection_info": connection, "run_dir": str(self.run_dir) if self.run_dir else None}
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """The inverse, as far as there is one."""
+        connection = dict(provisioner_info["connection_info"])
+        connection["key"] = connection["key"].encode()
+        await super().load_provisioner_info({**provisioner_info, "connection_info": connection})

@@ -1,0 +1,171 @@
+"""What a host process takes from the machine, written down, so that the next one can give back what a dead one left.
+
+A host process holds a lock file under `state_root()/hosts` and beside it a list of leases: run folders, cgroups, processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dojo_kernel.kernel.workspace import unmount
+from dojo_kernel.settings import state_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Lease(NamedTuple):
+    """One thing on the machine that must not outlive its host process."""
+
+    kind: str
+    """run_dir, cgroup, or pid (`PID:START`, the start time of /proc/PID/stat)."""
+    what: str
+
+
+HOOKS: list[Callable[[str], None]] = []
+"""Called with the name of a dead host; removes what has its label, e.g. containers."""
+
+_lock = threading.RLock()
+_leases: set[Lease] = set()
+_own: dict[int, tuple[Path, int]] = {}  # pid -> lock file and its descriptor; keyed by pid since a fork must not share it
+
+
+def host_name() -> str:
+    """Names this host process: pid and start time, unique until the next boot."""
+    return f"{os.getpid()}-{start_time(os.getpid())}"
+
+
+def start_time(pid: int) -> int | None:
+    """In clock ticks since boot; None if there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+
+
+def start() -> None:
+    """Take this process's lock, once, and reap what dead ones left."""
+    with _lock:
+        if os.getpid() in _own:
+            return
+        _leases.clear()
+        folder = state_root() / "hosts"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{host_name()}.lock"
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _own[os.getpid()] = path, fd
+    reap()
+
+
+def lease(kind: str, what: str) -> None:
+    """Write down that this process has taken something."""
+    start()
+    with _lock:
+        _leases.add(Lease(kind, what))
+        _write()
+
+
+def release(kind: str, what: str) -> None:
+    """It was given back."""
+    with _lock:
+        _leases.discard(Lease(kind, what))
+        if os.getpid() in _own:
+            _write()
+
+
+def _write() -> None:
+    path = _own[os.getpid()][0].with_suffix(".json")
+    if not _leases:
+        path.unlink(missing_ok=True)
+        return
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(sorted(_leases)))
+    new.replace(path)
+
+
+def reap() -> list[Lease]:
+    """Give back what hosts without a lock left behind; what was given back."""
+    folder = state_root() / "hosts"
+    found: list[Lease] = []
+    for path in sorted(folder.glob("*.lock")):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # its process lives
+            continue
+        else:
+            found += _reap_host(path)
+        finally:
+            os.close(fd)
+    return found
+
+
+def _reap_host(path: Path) -> list[Lease]:
+    listed = path.with_suffix(".json")
+    try:
+        leases = [Lease(*entry) for entry in json.loads(listed.read_text())]
+    except (OSError, ValueError, TypeError):
+        leases = []
+    for order in ("pid", "cgroup", "run_dir"):
+        for one in leases:
+            if one.kind == order:
+                _give_back(one)
+    for hook in HOOKS:
+        hook(path.stem)
+    listed.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    return leases
+
+
+def _give_back(one: Lease) -> None:
+    if one.kind == "pid":
+        pid, _, started = one.what.partition(":")
+        if started and str(start_time(int(pid))) == started:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(pid), signal.SIGKILL)
+    elif one.kind == "cgroup" and one.what.startswith("/sys/fs/cgroup/"):
+        remove_cgroup(Path(one.what))
+    elif one.kind == "run_dir" and one.what.startswith("/tmp/dk-"):  # noqa: S108  a name, not a file that is opened
+        remove_run_dir(Path(one.what))
+
+
+def remove_cgroup(folder: Path) -> None:
+    """Thaw it, kill what is in it, remove it."""
+    for name, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+        with contextlib.suppress(OSError):
+            if (folder / name).exists():
+                (folder / name).write_text(thawed)
+    for _ in range(100):
+        with contextlib.suppress(OSError, ValueError):
+            for pid in (folder / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:  # busy until the last process is reaped
+            threading.Event().wait(0.02)
+        else:
+            return
+
+
+def remove_run_dir(folder: Path) -> None:
+    """Unmount everything below, then delete. The tree was the agent's, so links in it are not followed."""
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        place = line.split()[4]
+        if place.startswith(f"{folder}/"):
+            unmount(Path(place))
+    shutil.rmtree(folder, ignore_errors=True)
