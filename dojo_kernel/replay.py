@@ -11,14 +11,13 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from pydantic import computed_field
 
 from dojo_kernel.competition.grade import Grader
 from dojo_kernel.competition.spec import Competition, find
-from dojo_kernel.errors import BoxLostError, JournalError, SubmissionError
+from dojo_kernel.errors import JournalError, SubmissionError
 from dojo_kernel.journal.log import FILE, read_journal
 from dojo_kernel.journal.notebook import events_from_notebook, plain, relocate, shown
 from dojo_kernel.records import (
@@ -39,6 +38,8 @@ from dojo_kernel.records import (
 from dojo_kernel.settings import BoxKind, EpisodeSettings, KernelSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from dojo_kernel.kernel import Kernel
@@ -139,10 +140,9 @@ async def replay(
     competition.require_prepared()
     if competition.manifest_sha256() != opened.competition_sha256:
         findings.append(f"the data of {opened.competition} is not what the run was played on: the manifests differ")
-    if open_kernel is None:
-        from dojo_kernel.kernel import open_kernel  # noqa: PLC0415 - jupyter only when a box is wanted
     settings = _kernel_settings(opened, box)
-    kernel = await open_kernel(settings, data_dir=competition.public_dir, episode=f"replay-{opened.episode}")
+    start = open_kernel or _real_open_kernel()
+    kernel = await start(settings, data_dir=competition.public_dir, episode=f"replay-{opened.episode}")
     try:
         async with Grader(competition) as grader:
             player = _Player(opened, kernel, grader, validates=validates)
@@ -152,6 +152,12 @@ async def replay(
     finally:
         await kernel.close()
     return player.report()
+
+
+def _real_open_kernel() -> OpenKernel:
+    from dojo_kernel.kernel import open_kernel  # noqa: PLC0415 - jupyter only when a box is wanted
+
+    return open_kernel
 
 
 def read_run(path: Path) -> tuple[list[Any], list[str]]:

@@ -81,7 +81,7 @@ if not os.path.isdir("data"):
 
 def write_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed], path: Path) -> None:
     """Write the notebook at `path`, whole or not at all. Raises JournalError without an Opened event, OSError."""
-    text: str = nbformat.writes(to_notebook(events), version=nbformat.NO_CONVERT, ensure_ascii=True)
+    text: str = _V4.writes(to_notebook(events), ensure_ascii=True)
     write_atomically(path, text.encode("ascii") + b"\n")
 
 
