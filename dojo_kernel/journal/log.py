@@ -16,7 +16,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 FILE: Final = "journal.jsonl"
 _START: Final = "0" * 64
-_LINE: Final = re.compile(rb'\{"format":(\d{1,9}),"seq":(\d{1,15}),"prev":"([0-9a-f]{64})","sha256":"([0-9a-f]{64})","event":(\{.*\})\}')
+_LINE: Final = re.compile(
+    rb'\{"format":(\d{1,9}),"seq":(\d{1,15}),"prev":"([0-9a-f]{64})","sha256":"([0-9a-f]{64})","event":(\{.*\})\}'
+)
 _EVENTS: Final[TypeAdapter[Opened | Acted | Stepped | Interrupted | Closed]] = TypeAdapter(Event)
 _SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The disk is full, for now; every other failure of a write or a sync makes the file untrustworthy for good."""
@@ -108,7 +110,9 @@ class Journal:
         except BaseException as error:
             self._roll_back(error)
             if isinstance(error, OSError):
-                raise JournalError(f"cannot write {self.folder / FILE}: {error.strerror}; nothing of this event was kept") from error
+                raise JournalError(
+                    f"cannot write {self.folder / FILE}: {error.strerror}; nothing of this event was kept"
+                ) from error
             raise
         self._size += len(line)
         self.head = head
@@ -145,7 +149,7 @@ class Journal:
             os.close(self._lock)
             self._file = self._lock = -1
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

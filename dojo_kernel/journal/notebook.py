@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+import nbformat.v4
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from dojo_kernel import __version__
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+_V4: Final[Any] = nbformat.v4  # only half of it has types
 SCHEMA: Final = 1
 """Version of what lies under `metadata.dojo`."""
 CELL_TEXT: Final = 200_000
@@ -57,7 +58,7 @@ MAGIC: Final[Mapping[str, bytes]] = {"image/png": b"\x89PNG\r\n\x1a\n", "image/j
 _OUTPUTS: Final[TypeAdapter[tuple[Stream | Display | Result | Error, ...]]] = TypeAdapter(tuple[Output, ...])
 _ESCAPE: Final = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]{0,10000}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, SOS, PM, APC: titles, links, clipboard
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]{0,10000}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, APC: titles, links
     r"|\x9b[0-?]*[ -/]*[@-~]"
     r"|\x1b[ -/]*[0-~]?"
 )
@@ -65,7 +66,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _INVISIBLE: Final = re.compile(r"[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]")
 _CODE_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 
-SETUP: Final = '''\
+SETUP: Final = """\
 # Makes this notebook runnable outside the box it was played in: the competition's public files in data/, beside it.
 import os
 
@@ -73,14 +74,14 @@ os.environ["DOJO_DATA_DIR"] = os.path.abspath(os.environ.get("DOJO_DATA_DIR", "d
 os.environ["DOJO_WORKSPACE"] = os.getcwd()
 if not os.path.isdir("data"):
     if not os.path.isdir(os.environ["DOJO_DATA_DIR"]):
-        raise FileNotFoundError("put the competition's public files into data/ beside this notebook, or name them in DOJO_DATA_DIR")
+        raise FileNotFoundError("put the competition's public files into data/ beside this notebook")
     os.symlink(os.environ["DOJO_DATA_DIR"], "data")
-'''
+"""
 
 
 def write_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed], path: Path) -> None:
     """Write the notebook at `path`, whole or not at all. Raises JournalError without an Opened event, OSError."""
-    text: str = nbformat.writes(to_notebook(events), version=nbformat.NO_CONVERT, ensure_ascii=True)
+    text: str = _V4.writes(to_notebook(events), ensure_ascii=True)
     write_atomically(path, text.encode("ascii") + b"\n")
 
 
@@ -90,14 +91,14 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed
         raise JournalError("a notebook needs a journal that begins with an opened episode")
     opened, closed = events[0], next((one for one in events if isinstance(one, Closed)), None)
     page = _Page(opened)
-    page.cells.append(new_markdown_cell(_header(events, opened, closed), id="dojo-header"))
-    page.cells.append(new_code_cell(SETUP, id="dojo-setup", metadata={"tags": ["dojo-setup"]}))
+    page.cells.append(_V4.new_markdown_cell(_header(events, opened, closed), id="dojo-header"))
+    page.cells.append(_V4.new_code_cell(SETUP, id="dojo-setup", metadata={"tags": ["dojo-setup"]}))
     for event in events[1:]:
         if isinstance(event, Stepped):
             page.add_step(event.step)
         elif isinstance(event, Interrupted):
             page.add_interrupted(event.index)
-    notebook = new_notebook(
+    notebook: nbformat.NotebookNode = _V4.new_notebook(
         cells=page.cells,
         metadata={
             "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -118,7 +119,8 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed
 def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Closed]:
     """The events that a notebook of ours was made from, with outputs as far as it kept them. Raises JournalError."""
     try:
-        notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+        read: Any = nbformat.read
+        notebook = read(path, as_version=nbformat.NO_CONVERT)
         about = notebook.metadata["dojo"]
         if about["schema"] != SCHEMA:
             raise JournalError(f"{path}: notebook schema {about['schema']}; this version reads {SCHEMA}")
@@ -149,7 +151,7 @@ class _Page:
 
     def add_step(self, step: Step) -> None:
         if step.said and step.said.strip():
-            self.cells.append(new_markdown_cell(fenced(step.said), id=f"{step.cell_id}-said"))
+            self.cells.append(_V4.new_markdown_cell(fenced(step.said), id=f"{step.cell_id}-said"))
         run = step.execution
         if run is None:
             self._add_plain(step)
@@ -167,19 +169,19 @@ class _Page:
         arguments = {key: value for key, value in step.action.to_wire().items() if key != "name"}
         given = json.dumps(whole_text(arguments), ensure_ascii=False, default=str)
         text = f"**{entities(name)}**\n\n{fenced(given)}\n\n{fenced(step.observation.text)}"
-        self.cells.append(new_markdown_cell(text, id=step.cell_id, metadata={"dojo": _about(step)}))
+        self.cells.append(_V4.new_markdown_cell(text, id=step.cell_id, metadata={"dojo": _about(step)}))
 
     def add_interrupted(self, index: int) -> None:
         name = f"s{index:04d}"
         text = f"Step {index} was interrupted: its result was lost with the host process, and it was not run again."
-        self.cells.append(new_markdown_cell(text, id=name, metadata={"dojo": {"interrupted": index}}))
+        self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": {"interrupted": index}}))
         self._add_restart(name, "The kernel was lost with the host process: it starts here with empty memory.")
 
     def _add_restart(self, name: str, why: str) -> None:
         if self._fresh:
             return
-        self.cells.append(new_markdown_cell(f"---\n**Restart.** {why}", id=f"{name}-restart"))
-        cell = new_code_cell("%reset -f", id=f"{name}-empty", metadata={"tags": ["dojo-restart"]})
+        self.cells.append(_V4.new_markdown_cell(f"---\n**Restart.** {why}", id=f"{name}-restart"))
+        cell = _V4.new_code_cell("%reset -f", id=f"{name}-empty", metadata={"tags": ["dojo-restart"]})
         self.cells.append(cell)
         self._fresh = True
 
@@ -208,8 +210,8 @@ class _Page:
         if len(outputs) != len(run.outputs) or outputs != list(run.outputs):
             about["defused"] = True
         if note:
-            self.cells.append(new_markdown_cell(f"*{note}*", id=f"{step.cell_id}-note"))
-        cell = new_code_cell(
+            self.cells.append(_V4.new_markdown_cell(f"*{note}*", id=f"{step.cell_id}-note"))
+        cell = _V4.new_code_cell(
             source,
             id=step.cell_id,
             execution_count=run.execution_count,
@@ -293,8 +295,10 @@ def _header(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed], o
     lines = [
         f"# {entities(opened.competition)}",
         "",
-        f"Played by **{entities(opened.agent or 'an unnamed agent')}** in the **{entities(opened.box)}** box, "
-        f"from {entities(opened.started_at)}; seed {opened.seed}; {len(steps)} steps.",
+        (
+            f"Played by **{entities(opened.agent or 'an unnamed agent')}** in the **{entities(opened.box)}** box, "
+            f"from {entities(opened.started_at)}; seed {opened.seed}; {len(steps)} steps."
+        ),
         "",
         _result(closed),
         "",
@@ -302,10 +306,12 @@ def _header(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed], o
         "|---|---|---|",
         *(f"| {entities(one.limit)} | {entities(one.by)} | {entities(one.detail)} |" for one in opened.enforcement),
         "",
-        f"Box paths in the cells are written relative here (`{entities(opened.data_path)}` is `data`, "
-        f"`{entities(opened.workspace_path)}` is this folder); the code as it ran is in each cell's metadata. "
-        "To run this notebook, put the competition's public files into `data/` beside it. "
-        "Cells tagged `skip-execution` were tried in a scratch kernel or ended by the box; they are not run.",
+        (
+            f"Box paths in the cells are written relative here (`{entities(opened.data_path)}` is `data`, "
+            f"`{entities(opened.workspace_path)}` is this folder); the code as it ran is in each cell's metadata. "
+            "To run this notebook, put the competition's public files into `data/` beside it. "
+            "Cells tagged `skip-execution` were tried in a scratch kernel or ended by the box; they are not run."
+        ),
     ]
     return "\n".join(lines)
 
@@ -342,7 +348,7 @@ def plain(text: str) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    return f"\\U{code:08x}" if code >> 16 else f"\\u{code:04x}"
 
 
 def entities(text: str, limit: int = 300) -> str:
@@ -432,13 +438,18 @@ def _picture(value: JsonValue, magic: bytes) -> str | None:
 
 
 def _node(output: Output, count: int | None) -> nbformat.NotebookNode:
+    node: nbformat.NotebookNode
     if isinstance(output, Stream):
-        return new_output("stream", name=output.name, text=output.text)
-    if isinstance(output, Error):
-        return new_output("error", ename=output.ename, evalue=output.evalue, traceback=list(output.traceback))
-    if isinstance(output, Result):
-        return new_output("execute_result", data=dict(output.data), metadata={}, execution_count=output.execution_count or count)
-    return new_output("display_data", data=dict(output.data), metadata={})
+        node = _V4.new_output("stream", name=output.name, text=output.text)
+    elif isinstance(output, Error):
+        trace = list(output.traceback)
+        node = _V4.new_output("error", ename=output.ename, evalue=output.evalue, traceback=trace)
+    elif isinstance(output, Result):
+        number = output.execution_count or count
+        node = _V4.new_output("execute_result", data=dict(output.data), metadata={}, execution_count=number)
+    else:
+        node = _V4.new_output("display_data", data=dict(output.data), metadata={})
+    return node
 
 
 def _safe(value: Any) -> Any:
@@ -471,7 +482,9 @@ def relocate(code: str, moves: Mapping[str, str]) -> str:
         return code
     lines = code.split("\n")
     magic = [line.lstrip().startswith(("!", "%")) or code.lstrip().startswith("%%") for line in lines]
-    python = "\n".join("pass" + " " * 0 if is_magic else line for line, is_magic in zip(lines, magic, strict=True))
+    python = "\n".join(
+        line[: len(line) - len(line.lstrip())] + "pass" if is_magic else line for line, is_magic in zip(lines, magic, strict=True)
+    )
     spans = _strings(python)
     if spans is None:  # not Python that this Python can read: only what stands right behind a quote
         return _move(code, moves, before=r"(?<=[\"'])")
@@ -486,18 +499,21 @@ def relocate(code: str, moves: Mapping[str, str]) -> str:
 
 def _move(text: str, moves: Mapping[str, str], before: str = r"(?<![\w.\-/~])") -> str:
     for old in sorted(moves, key=len, reverse=True):
-        text = re.sub(before + re.escape(old.rstrip("/")) + r"(?![\w.\-])", lambda _, new=moves[old]: new, text)
+        new = moves[old].replace("\\", r"\\")
+        text = re.sub(before + re.escape(old.rstrip("/")) + r"(?![\w.\-])", new, text)
     return text
 
 
 def _strings(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]] | None:
     """Where the string literals are, as 0-based (line, column) spans; None when the code cannot be read."""
     kinds = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-    spans = []
+    spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
     try:
-        for token in tokenize.generate_tokens(io.StringIO(code).readline):
-            if token.type in kinds:
-                spans.append(((token.start[0] - 1, token.start[1]), (token.end[0] - 1, token.end[1])))
+        spans.extend(
+            ((token.start[0] - 1, token.start[1]), (token.end[0] - 1, token.end[1]))
+            for token in tokenize.generate_tokens(io.StringIO(code).readline)
+            if token.type in kinds
+        )
     except (tokenize.TokenError, SyntaxError, ValueError):
         return None
     return spans

@@ -43,6 +43,7 @@ COPY_BYTES = 1 << 30
 STDERR_BYTES = 4000
 _HEAD, _MAX_FRAME = 8, 1 << 20
 CGROUP = Path("/sys/fs/cgroup")
+DEFAULT_IMAGE = "dojo-kernel:latest"
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -56,6 +57,19 @@ class Engine(NamedTuple):
     """Path of its unix socket."""
     info: dict[str, Any]
     """What `docker info` says."""
+
+    def has_image(self, name: str) -> bool:
+        """Whether it is here; nothing is ever pulled."""
+        try:
+            self.client.api.inspect_image(name)
+        except ImageNotFound:
+            return False
+        return True
+
+    def versions(self) -> dict[str, str]:
+        """Of the engine and what it runs on."""
+        told = {"docker": "ServerVersion", "runtime": "DefaultRuntime", "cgroup": "CgroupVersion", "storage": "Driver"}
+        return {name: str(self.info.get(key)) for name, key in told.items()}
 
 
 _engines: dict[int, Engine] = {}  # by pid: a forked child must not share its parent's connections
