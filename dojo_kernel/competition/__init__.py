@@ -3,6 +3,19 @@
 from dojo_kernel.competition.grade import Grader
 from dojo_kernel.competition.leaderboard import Leaderboard
 from dojo_kernel.competition.metrics import METRICS, Metric, custom_metric, metric
+from dojo_kernel.competition.prepare import RECIPES, prepare
 from dojo_kernel.competition.spec import Competition, catalogue, find
 
-__all__ = ["METRICS", "Competition", "Grader", "Leaderboard", "Metric", "catalogue", "custom_metric", "find", "metric"]
+__all__ = [
+    "METRICS",
+    "RECIPES",
+    "Competition",
+    "Grader",
+    "Leaderboard",
+    "Metric",
+    "catalogue",
+    "custom_metric",
+    "find",
+    "metric",
+    "prepare",
+]
