@@ -42,7 +42,8 @@ async def compare(cells: int) -> dict[str, float]:
         try:
             await client.wait_for_ready(timeout=30)
             cell = nbformat.v4.new_code_cell(CODE)
-            judge = NotebookClient(nbformat.v4.new_notebook(cells=[cell]), km=Alive(), kc=client)
+            judge = NotebookClient(nbformat.v4.new_notebook(cells=[cell]), km=Alive())
+            judge.kc = client
             judge.reset_execution_trackers()
             for _ in range(cells):
                 started = time.perf_counter()
