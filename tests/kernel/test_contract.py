@@ -36,6 +36,7 @@ import time
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from dojo_kernel.errors import BoxLostError
 from dojo_kernel.kernel import KernelSession, open_kernel
@@ -54,7 +55,7 @@ async def opened(box: str, folder: Path, **settings: object) -> KernelSession:
     return kernel
 
 
-@pytest.fixture(scope="module", params=BOXES)
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
 async def box(request) -> str:
     if request.param != "process":
         from dojo_kernel.kernel import doctor  # noqa: PLC0415  imports the docker SDK
@@ -65,7 +66,7 @@ async def box(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared(box, tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     (data / "train.csv").write_text("id,x\n1,2\n")
@@ -74,7 +75,7 @@ async def shared(box, tmp_path_factory):
     await kernel.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def kernel(shared):
     shared._deaths = 0
     return shared
