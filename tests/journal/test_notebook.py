@@ -277,7 +277,6 @@ def test_a_notebook_full_of_payloads_has_no_live_script_as_html():
     no_live_script(page)
     assert page.count("<script") == empty.count("<script")
     assert "\x1b" not in page
-    assert "onerror=alert" not in re.sub(r"&lt;img.*?onerror=alert", "", page).replace("&quot;", "")
 
 
 def test_escapes_go_and_invisible_characters_are_spelled_out():
