@@ -100,7 +100,7 @@ def metric(  # noqa: PLR0913 - a table row
 def find_metric(name: str, folder: Path | None = None) -> Metric:
     """The metric called `name`, at `package.module:name`, or at `file.py:name` in `folder`. Raises ConfigError."""
     file, _, attribute = name.partition(":")
-    found = _from_file(folder / file, attribute) if folder is not None and file.endswith(".py") and attribute else METRICS[name]
+    found = _from_file(folder / file, attribute) if folder is not None and file.endswith(".py") and "/" not in file else METRICS[name]
     if not isinstance(found, Metric):
         raise ConfigError(f"{name!r} is no metric; decorate it with custom_metric(better=...)")
     return found
@@ -110,7 +110,7 @@ _FROM_FILES: dict[tuple[Path, int, str], object] = {}
 
 
 def _from_file(path: Path, attribute: str) -> object:
-    if path.name != path.as_posix().rsplit("/", 1)[-1] or not path.is_file():
+    if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     key = (path.resolve(), path.stat().st_mtime_ns, attribute)
     if key not in _FROM_FILES:
