@@ -267,7 +267,7 @@ def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, event
 def test_a_notebook_full_of_payloads_has_no_live_script_as_html():
     events = [opened(agent=NASTY[0], competition=NASTY[2])]
     for index, text in enumerate(NASTY[:-1]):
-        everything = {mime: text for mime in [*MIMES, "text/plain"]}
+        everything = dict.fromkeys([*MIMES, "text/plain"], text)
         events += ran(index, f"x = {text!r} # {text}", Stream(name="stdout", text=text), Display(data=everything), Error(ename=text, evalue=text, traceback=(text,)), said=text, text=text)
     for index, text in enumerate(NASTY[:-1], start=len(NASTY)):
         events += stepped(index, Invalid(given=text, problem=text), text=text, said=text)

@@ -13,7 +13,6 @@ from dojo_kernel.journal import Journal, write_notebook
 from dojo_kernel.records import Closed, Death, Error, Execution, Observation, Opened, Result, Step, Stepped, Stream
 from dojo_kernel.replay import compare, render, replay
 
-
 ANSWERS = regression_answers()
 
 
