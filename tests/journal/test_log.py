@@ -119,9 +119,8 @@ def test_no_bytes_written_over_a_journal_pass_for_other_events(tmp_path_factory,
 
 
 def test_two_writers_are_refused(tmp_path):
-    with Journal.create(tmp_path / "run"):
-        with pytest.raises(JournalError, match=f"another process writes.*pid {os.getpid()}"):
-            Journal.resume(tmp_path / "run")
+    with Journal.create(tmp_path / "run"), pytest.raises(JournalError, match=f"another process writes.*pid {os.getpid()}"):
+        Journal.resume(tmp_path / "run")
     with pytest.raises(JournalError, match="has a journal already"):
         Journal.create(tmp_path / "run")
     Journal.resume(tmp_path / "run").close()

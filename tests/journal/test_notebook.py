@@ -267,7 +267,7 @@ def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, event
 def test_a_notebook_full_of_payloads_has_no_live_script_as_html():
     events = [opened(agent=NASTY[0], competition=NASTY[2])]
     for index, text in enumerate(NASTY[:-1]):
-        everything = {mime: text for mime in [*MIMES, "text/plain"]}
+        everything = dict.fromkeys([*MIMES, "text/plain"], text)
         events += ran(index, f"x = {text!r} # {text}", Stream(name="stdout", text=text), Display(data=everything), Error(ename=text, evalue=text, traceback=(text,)), said=text, text=text)
     for index, text in enumerate(NASTY[:-1], start=len(NASTY)):
         events += stepped(index, Invalid(given=text, problem=text), text=text, said=text)
@@ -277,7 +277,6 @@ def test_a_notebook_full_of_payloads_has_no_live_script_as_html():
     no_live_script(page)
     assert page.count("<script") == empty.count("<script")
     assert "\x1b" not in page
-    assert "onerror=alert" not in re.sub(r"&lt;img.*?onerror=alert", "", page).replace("&quot;", "")
 
 
 def test_escapes_go_and_invisible_characters_are_spelled_out():
