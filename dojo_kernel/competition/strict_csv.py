@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def _read_quickly(raw: bytes, wanted: Wanted) -> dict[str, Array] | None:
     columns = plain_columns(raw)
     if columns is None or set(columns) != {wanted.id, *wanted.columns}:
         return None
-    found = [wanted.index.get(one, -1) for one in columns[wanted.id]]
+    found = list(map(wanted.index.get, columns[wanted.id], itertools.repeat(-1)))
     places = np.array(found, dtype=np.int64)
     if len(places) != rows or places.min() < 0 or np.bincount(places, minlength=rows).max() != 1:
         return None

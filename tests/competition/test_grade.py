@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-
 from competition_fixtures import make_competition, regression_answers
+
 from dojo_kernel.competition.grade import Grader
 from dojo_kernel.errors import GraderError, NotPreparedError
 

@@ -1,8 +1,8 @@
 import pytest
+from competition_fixtures import make_competition
 
 from dojo_kernel.competition.leaderboard import Leaderboard, boards_for, human_rank, medal, medal_places
 from dojo_kernel.errors import ConfigError
-from competition_fixtures import make_competition
 
 
 def test_human_rank_is_that_of_the_published_trajectories():

@@ -1,8 +1,8 @@
 import pytest
+from competition_fixtures import make_competition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from competition_fixtures import make_competition
 from dojo_kernel.competition.spec import Split, bundled_slugs, catalogue, find
 from dojo_kernel.errors import ConfigError, NotPreparedError
 
