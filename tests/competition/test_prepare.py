@@ -34,7 +34,7 @@ def own(tmp_path, recipe="split_table", more='source = "all.csv"'):
     folder.mkdir(exist_ok=True)
     (folder / "competition.toml").write_text(TOML.format(recipe=recipe, more=more))
     (folder / "description.md").write_text("# Own\n")
-    lines = [f"{n},{n * 37 % 101},{(n * 7919 % 1009) / 7}" for n in range(200)]
+    lines = [f"{n},{n * 37 % 1009},{(n * 7919 % 1009) / 7}" for n in range(200)]
     (folder / "all.csv").write_text("id,x,y\n" + "\n".join(lines) + "\n")
     return find(folder)
 
