@@ -244,7 +244,7 @@ class SandboxProvisioner(BoxProvisioner):
         except subprocess.TimeoutExpired:
             return ""
         lines = self._bwrap.stderr.read(1 << 14).decode(errors="replace").strip().splitlines()
-        return " | ".join(lines[-4:]) if lines else f"bubblewrap ended with {code}"
+        return lines[-1] if lines else f"bubblewrap ended with {code}"
 
     def _init_command(self) -> list[str]:
         limits = ["--nproc", str(self.limits.pids), "--nofile", "1024", "--fsize", str(int(self.limits.disk_gb * GB))]

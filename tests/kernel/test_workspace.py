@@ -1,0 +1,106 @@
+"""Reading one file out of a directory that the agent filled: 21 names, two of them honest."""
+
+import os
+import socket
+import time
+
+import pytest
+
+from dojo_kernel.errors import SubmissionError
+from dojo_kernel.kernel.workspace import Workspace
+
+LIMIT = 1000
+NAMES = {
+    "plain.csv": b"a,b\n1,2\n",
+    "folder/inner.csv": b"x\n",
+    "absolute": "link",
+    "relative": "link",
+    "chain": "link",
+    "through/plain.csv": "link",
+    "magic": "link",
+    "dangling": "link",
+    "hard": "link",
+    "../secret": "link",
+    "folder/../../secret": "link",
+    "/etc/hostname": "link",
+    ".": None,
+    "..": None,
+    "folder": "not_regular",
+    "pipe": "not_regular",
+    "sock": "not_regular",
+    "sparse": "too_big",
+    "big": "too_big",
+    "plain.csv\0.png": "name",
+    "plain.csv/x": "not_regular",
+}
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    made = Workspace(tmp_path / "w", size=16 << 20, uid=os.getuid())
+    path = made.path
+    (tmp_path / "secret").write_text("answers")
+    (path / "plain.csv").write_bytes(b"a,b\n1,2\n")
+    (path / "folder").mkdir()
+    (path / "folder/inner.csv").write_bytes(b"x\n")
+    (path / "absolute").symlink_to(tmp_path / "secret")
+    (path / "relative").symlink_to("../secret")
+    (path / "chain").symlink_to("relative")
+    (path / "through").symlink_to(path)
+    (path / "magic").symlink_to("/proc/self/fd/0")
+    (path / "dangling").symlink_to("nowhere")
+    (path / "original").write_text("x")
+    os.link(path / "original", path / "hard")
+    os.mkfifo(path / "pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    here = os.open(path, os.O_PATH)
+    listener.bind(f"/proc/self/fd/{here}/sock")
+    os.close(here)
+    listener.close()
+    os.truncate(os.open(path / "sparse", os.O_CREAT | os.O_WRONLY), 1 << 40 if not made.quota else 1 << 30)
+    (path / "big").write_bytes(b"x" * (LIMIT + 1))
+    yield made
+    made.remove()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("openat2", [True, False], ids=["at once", "by steps"])
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_a_name_is_read_only_if_it_is_a_regular_file_inside(workspace, name, openat2):
+    expected = NAMES[name]
+    started = time.monotonic()
+    if isinstance(expected, bytes):
+        assert workspace.read(name, LIMIT, openat2=openat2) == expected
+        return
+    with pytest.raises(SubmissionError) as caught:
+        workspace.read(name, LIMIT, openat2=openat2)
+    assert expected is None or caught.value.code == expected
+    assert "answers" not in str(caught.value)
+    assert time.monotonic() - started < 1
+
+
+def test_a_missing_file_is_none_and_has_no_signature(workspace):
+    assert workspace.read("submission.csv", LIMIT) is None
+    assert workspace.signature("submission.csv") is None
+
+
+def test_the_signature_changes_with_the_file(workspace):
+    before = workspace.signature("plain.csv")
+    assert before == workspace.signature("plain.csv")
+    (workspace.path / "plain.csv").write_bytes(b"a,b\n3,4\n")
+    assert workspace.signature("plain.csv") != before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a quota needs root")
+def test_the_quota_stops_one_big_file_and_many_small_ones(tmp_path):
+    made = Workspace(tmp_path / "w", size=4 << 20, uid=10001)
+    try:
+        assert made.quota
+        with pytest.raises(OSError, match="No space"):
+            (made.path / "big").write_bytes(bytes(5 << 20))
+        (made.path / "big").unlink()
+        with pytest.raises(OSError, match="No space"):
+            for number in range(1000):
+                (made.path / str(number)).touch()
+    finally:
+        made.remove()
