@@ -1,5 +1,8 @@
-"""Competitions: what one is, how it is prepared, graded and ranked."""
+"""Competitions: what one is, how a submission is graded, and where its score stands."""
 
+from dojo_kernel.competition.grade import Grader
+from dojo_kernel.competition.leaderboard import Leaderboard
+from dojo_kernel.competition.metrics import METRICS, Metric, custom_metric, metric
 from dojo_kernel.competition.spec import Competition, catalogue, find
 
-__all__ = ["Competition", "catalogue", "find"]
+__all__ = ["METRICS", "Competition", "Grader", "Leaderboard", "Metric", "catalogue", "custom_metric", "find", "metric"]

@@ -64,7 +64,7 @@ class Metric:
 METRICS: Registry[Metric] = Registry("metric")
 
 
-def custom_metric(  # noqa: PLR0913 - a table row
+def custom_metric(
     *,
     better: Literal["higher", "lower"],
     low: float | None = None,

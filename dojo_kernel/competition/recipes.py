@@ -194,7 +194,7 @@ def read_csv(path: Path, delimiter: str = ",") -> list[Row]:
 
 
 def _text(value: object) -> str:
-    number = float(value)  # type: ignore[arg-type] - numpy scalars
+    number = float(str(value))
     return str(int(number)) if number.is_integer() else repr(number)
 
 

@@ -1,0 +1,120 @@
+"""Where a score stands among others: position, HumanRank and medal."""
+
+from __future__ import annotations
+
+import csv
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dojo_kernel.errors import ConfigError
+from dojo_kernel.records import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from dojo_kernel.competition.spec import Competition
+    from dojo_kernel.records import Medal, Rows
+
+BOARD_FILES = {
+    "reference": {"reference": "reference_board.csv"},
+    "kaggle": {"public": "public_leaderboard.csv", "private": "private_leaderboard.csv"},
+}
+"""Kind of board -> name of each board -> its file in the competition's folder."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The scores of one board, best first."""
+
+    name: str
+    """`public`, `private` or `reference`."""
+    scores: tuple[float, ...]
+    better: Literal["higher", "lower"]
+
+    @classmethod
+    def of(cls, name: str, scores: Iterable[float], better: Literal["higher", "lower"]) -> Leaderboard:
+        """Sort the scores into a board. Raises ValueError if there is none, or one that is not finite."""
+        ordered = tuple(sorted(scores, reverse=better == "higher"))
+        if not ordered or not all(map(math.isfinite, ordered)):
+            raise ValueError("a leaderboard lists at least one score, and finite ones only")
+        return cls(name, ordered, better)
+
+    @staticmethod
+    def load(competition: Competition) -> list[Leaderboard]:
+        """The boards in the competition's folder; none if it has no file. Raises ConfigError."""
+        files = BOARD_FILES[competition.board.kind]
+        found = [(name, competition.folder / file) for name, file in files.items() if (competition.folder / file).is_file()]
+        return [Leaderboard.of(name, _read_scores(path), competition.better) for name, path in found]
+
+    @property
+    def constant(self) -> bool:
+        """Whether all scores are equal: such a board tells nothing and is left out of the mean."""
+        return self.scores[0] == self.scores[-1]
+
+    def position(self, score: float) -> int:
+        """1 is first; a tie takes the better place; `teams + 1` is below everyone. Raises ValueError unless finite."""
+        if not math.isfinite(score):
+            raise ValueError("only a finite score has a position")
+        sign = -1 if self.better == "higher" else 1
+        return bisect_left(self.scores, sign * score, key=lambda listed: sign * listed) + 1
+
+    def standing(self, score: float) -> Standing:
+        """Position and HumanRank, (N - p + 1) / N as MLE-Dojo computes it."""
+        teams, position = len(self.scores), self.position(score)
+        return Standing(board=self.name, position=position, teams=teams, human_rank=(teams - position + 1) / teams)
+
+
+def _read_scores(path: Path) -> list[float]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file)
+            column = next((name for name in lines.fieldnames or () if name.lower() == "score"), None)
+            if column is None:
+                raise ConfigError(f"{path}: no column is called score")
+            scores = [float(line[column]) for line in lines if line[column]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not scores or not all(map(math.isfinite, scores)):
+        raise ConfigError(f"{path}: a leaderboard lists at least one score, and finite ones only")
+    return scores
+
+
+def boards_for(boards: list[Leaderboard], rows: Rows) -> list[Leaderboard]:
+    """Public rows are compared with the public board, private ones with the private, `all` with both."""
+    wanted = [board for board in boards if rows == "all" or board.name in (rows, "reference")]
+    return wanted or boards
+
+
+def human_rank(boards: list[Leaderboard], score: float) -> float | None:
+    """Mean over the boards that are not constant; None if there is none."""
+    ranks = [board.standing(score).human_rank for board in boards if not board.constant]
+    return sum(ranks) / len(ranks) if ranks else None
+
+
+def medal(boards: list[Leaderboard], score: float) -> Medal | None:
+    """By Kaggle's rule, on the private board if there is one, else on the last."""
+    if not boards:
+        return None
+    board = next((board for board in boards if board.name == "private"), boards[-1])
+    position = board.position(score)
+    for name, last in medal_places(len(board.scores)).items():
+        if position <= last:
+            return name
+    return None
+
+
+def medal_places(teams: int) -> dict[Medal, int]:
+    """Last place of each medal on a board of so many teams (https://www.kaggle.com/progression/competitions)."""
+    if teams < 100:  # noqa: PLR2004 - Kaggle's table
+        places = (teams // 10, teams // 5, 2 * teams // 5)
+    elif teams < 250:  # noqa: PLR2004
+        places = (10, teams // 5, 2 * teams // 5)
+    elif teams < 1000:  # noqa: PLR2004
+        places = (10 + teams // 500, 50, 100)
+    else:
+        places = (10 + teams // 500, teams // 20, teams // 10)
+    gold, silver, bronze = (max(1, place) for place in places)
+    return {"gold": gold, "silver": silver, "bronze": bronze}

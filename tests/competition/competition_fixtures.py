@@ -1,0 +1,46 @@
+"""A small competition in a folder of its own, as the tests of grading need it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dojo_kernel.competition.spec import Competition, find
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC = """
+title = "A small one"
+metric = "{metric}"
+{extra}
+[submission]
+id = "Id"
+columns = {columns}
+
+[prepare]
+recipe = "none"
+"""
+
+
+def make_competition(
+    tmp_path: Path, *, metric: str = "rmse", columns: str = '{ y = "float" }', answers: str, extra: str = "", files: dict[str, str] | None = None
+) -> Competition:
+    folder = tmp_path / "specs" / "small"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "competition.toml").write_text(SPEC.format(metric=metric, columns=columns, extra=extra))
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text)
+    competition = find(str(folder))
+    competition.private_dir.mkdir(parents=True, exist_ok=True)
+    competition.public_dir.mkdir(parents=True, exist_ok=True)
+    (competition.private_dir / "answers.csv").write_text(answers)
+    competition.manifest.write_text(json.dumps({}))
+    return competition
+
+
+def regression_answers(rows: int = 200, seed: int = 0) -> str:
+    values = np.random.default_rng(seed).normal(10, 3, rows)
+    return "Id,y\n" + "".join(f"{1000 + i},{value:.4f}\n" for i, value in enumerate(values))

@@ -1,0 +1,135 @@
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+
+import pytest
+
+from dojo_kernel.competition import find
+from dojo_kernel.competition.lint import lint
+from dojo_kernel.competition.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    before = os.environ.get("DOJO_DATA")
+    os.environ["DOJO_DATA"] = str(tmp_path_factory.mktemp("data"))
+    try:
+        yield {slug: prepare(find(slug)) for slug in ("breast-cancer", "digits", "diabetes")}
+    finally:
+        os.environ.pop("DOJO_DATA")
+        if before is not None:
+            os.environ["DOJO_DATA"] = before
+
+
+def copied(prepared, tmp_path, slug):
+    shutil.copytree(prepared[slug], tmp_path / slug)
+    return tmp_path / slug / "public", tmp_path / slug / "private"
+
+
+def answers(private):
+    return [line.split(",") for line in (private / "answers.csv").read_text().splitlines()[1:]]
+
+
+def as_csv(rows, header):
+    return "\n".join([header, *(",".join(row) for row in rows)]) + "\n"
+
+
+def copy_of_answers(public, private):
+    shutil.copy(private / "answers.csv", public / "notes.csv")
+
+
+def packed_answers(public, private):
+    with zipfile.ZipFile(public / "extra.zip", "w") as archive:
+        archive.write(private / "answers.csv", "a/b.bin")
+
+
+def gzipped_answers(public, private):
+    (public / "extra.csv.gz").write_bytes(gzip.compress((private / "answers.csv").read_bytes()))
+
+
+def answers_in_test(public, private):
+    lines = (public / "test.csv").read_text().splitlines()
+    truth = dict(answers(private))
+    renamed = {value: f"v{place}" if len(set(truth.values())) < 20 else value for place, value in enumerate(sorted(set(truth.values())))}
+    rows = [lines[0] + ",other", *(f"{line},{renamed[truth[line.split(',')[0]]]}" for line in lines[1:])]
+    (public / "test.csv").write_text("\n".join(rows) + "\n")
+
+
+def json_answers(public, private):
+    (public / "meta.json").write_text(json.dumps([{"id": one, "label": value} for one, value in answers(private)]))
+
+
+def truthful_sample(public, private):
+    header = (private / "answers.csv").read_text().splitlines()[0]
+    (public / "sample_submission.csv").write_text(as_csv(answers(private), header))
+
+
+def sorted_test(public, private):
+    truth = dict(answers(private))
+    header, *lines = (public / "test.csv").read_text().splitlines()
+    lines.sort(key=lambda line: float(truth[line.split(",")[0]]))
+    (public / "test.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def test_rows_in_train(public, private):
+    header, *lines = (public / "test.csv").read_text().splitlines()
+    with (public / "train.csv").open("a") as file:
+        file.writelines(f"{line},0\n" for line in lines)
+
+
+test_rows_in_train.__test__ = False
+
+
+def linked_answers(public, private):
+    (public / "link.csv").symlink_to(private / "answers.csv")
+
+
+@pytest.mark.parametrize("slug", ["breast-cancer", "diabetes"])
+@pytest.mark.parametrize(
+    ("leak", "check"),
+    [
+        (copy_of_answers, "answer_file"),
+        (packed_answers, "answer_file"),
+        (gzipped_answers, "answer_file"),
+        (answers_in_test, "answer_column"),
+        (json_answers, "answer_text"),
+        (truthful_sample, "sample"),
+        (sorted_test, "order"),
+        (test_rows_in_train, "overlap"),
+        (linked_answers, "link"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_planted_leak_is_found(prepared, tmp_path, slug, leak, check):
+    public, private = copied(prepared, tmp_path, slug)
+    leak(public, private)
+    assert check in {finding.check for finding in lint(find(slug), public, private) if finding.blocks}
+
+
+def test_images_on_both_sides_are_found(prepared, tmp_path):
+    public, private = copied(prepared, tmp_path, "digits")
+    for path in list((public / "test").iterdir())[:200]:
+        shutil.copy(path, public / "train" / f"z{path.name}")
+    assert "overlap" in {finding.check for finding in lint(find("digits"), public, private) if finding.blocks}
+
+
+@pytest.mark.parametrize("fact", ["size", "time", "name"])
+def test_size_time_or_name_that_tells_the_answer_is_found(prepared, tmp_path, fact):
+    public, private = copied(prepared, tmp_path, "digits")
+    for one, digit in answers(private):
+        path = public / "test" / f"{one}.png"
+        if fact == "size":
+            path.write_bytes(path.read_bytes() + b"\0" * int(digit))
+        elif fact == "time":
+            os.utime(path, (int(digit), int(digit)))
+        else:
+            path.rename(public / "test" / f"{one}_{hashlib.sha256(digit.encode()).hexdigest()[:4]}.png")
+    assert "file_facts" in {finding.check for finding in lint(find("digits"), public, private) if finding.blocks}
+
+
+@pytest.mark.parametrize("slug", ["breast-cancer", "digits", "diabetes"])
+def test_clean_data_has_no_finding(prepared, slug):
+    assert [str(finding) for finding in lint(find(slug), prepared[slug] / "public", prepared[slug] / "private") if finding.blocks] == []
