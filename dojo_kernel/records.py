@@ -230,6 +230,10 @@ class Opened(Record):
     versions: dict[str, str]
     image: str | None = None
     """Digest of the box's image, if it has one."""
+    data_path: str = "/data"
+    """Where the agent's code finds the competition's files."""
+    workspace_path: str = "/workspace"
+    """Where the agent's code runs."""
     started_at: str
 
 

@@ -1,0 +1,274 @@
+"""The journal: an append-only file of events, one JSON line each, that a crash, a full disk or an editor cannot bend unseen.
+
+A line is `{"format":1,"seq":7,"prev":"<sha256>","sha256":"<sha256>","event":{...}}` in ASCII. Its `sha256` covers format, seq,
+`prev` and the event's bytes; `prev` is the line before's `sha256`, so the last one vouches for all. Bytes after the last
+newline are a write that nobody was told about and are dropped; any other line that does not verify is tampering.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from dojo_kernel.errors import AgentFault, ConfigError, JournalError
+from dojo_kernel.records import Acted, Closed, Event, Interrupted, Opened, Stepped
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+FORMAT: Final = 1
+FILE: Final = "journal.jsonl"
+_START: Final = "0" * 64
+_LINE: Final = re.compile(
+    rb'\{"format":(\d{1,9}),"seq":(\d{1,15}),"prev":"([0-9a-f]{64})","sha256":"([0-9a-f]{64})","event":(\{.*\})\}'
+)
+_EVENTS: Final[TypeAdapter[Opened | Acted | Stepped | Interrupted | Closed]] = TypeAdapter(Event)
+_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The disk is full, for now; every other failure of a write or a sync makes the file untrustworthy for good."""
+
+
+class Journal:
+    """The one writer of a run's folder. Make it with `create` or `resume`; close it, or use it as a context manager."""
+
+    def __init__(self, folder: Path, lock: int, file: int, read: Reading) -> None:
+        self.folder = folder
+        self.events: list[Opened | Acted | Stepped | Interrupted | Closed] = read.events
+        """All events, oldest first, those of earlier hosts included."""
+        self.head = read.head
+        """The last line's sha256: publish it and nobody can shorten the journal unseen."""
+        self._lock = lock
+        self._file = file
+        self._size = read.size
+        self._broken: str | None = None
+
+    @classmethod
+    def create(cls, folder: Path) -> Journal:
+        """A new journal; the folder is made. Raises JournalError when it has one or another process writes in it."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _locked(folder)
+            try:
+                file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+            except BaseException:
+                os.close(lock)
+                raise
+            _sync_folder(folder)
+            _sync_folder(folder.parent)
+        except FileExistsError as error:
+            raise JournalError(f"{folder} has a journal already") from error
+        except OSError as error:
+            raise JournalError(f"cannot make a journal in {folder}: {error}") from error
+        return cls(folder, lock, file, Reading([], _START, 0, 0))
+
+    @classmethod
+    def resume(cls, folder: Path) -> Journal:
+        """Go on where the journal stops; a torn tail is cut off. Raises JournalError: none there, tampered with, in use."""
+        if not (folder / FILE).is_file():
+            raise JournalError(f"{folder} has no journal")
+        try:
+            lock = _locked(folder)
+            try:
+                file = os.open(folder / FILE, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+                try:
+                    read = verify((folder / FILE).read_bytes(), str(folder / FILE))
+                    if read.torn:
+                        os.ftruncate(file, read.size)
+                        os.fsync(file)
+                except BaseException:
+                    os.close(file)
+                    raise
+            except BaseException:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise JournalError(f"cannot go on with the journal in {folder}: {error}") from error
+        return cls(folder, lock, file, read)
+
+    def append(self, event: Opened | Acted | Stepped | Interrupted | Closed) -> None:
+        """Write one event; it is on the disk when this returns.
+
+        Raises:
+            JournalError: it could not be written, and the file is as it was before; when the disk was full, a later call
+                may succeed.
+        """
+        if self._broken is not None:
+            raise JournalError(f"{self.folder / FILE}: {self._broken}")
+        line, head = _line(len(self.events), self.head, event)
+        try:
+            _write_all(self._file, line)
+            os.fdatasync(self._file)
+        except BaseException as error:
+            self._roll_back(error)
+            if isinstance(error, OSError):
+                raise JournalError(
+                    f"cannot write {self.folder / FILE}: {error.strerror}; nothing of this event was kept"
+                ) from error
+            raise
+        self._size += len(line)
+        self.head = head
+        self.events.append(event)
+
+    def _roll_back(self, cause: BaseException) -> None:
+        if isinstance(cause, OSError) and cause.errno not in _SPACE:
+            self._broken = f"a write failed ({cause.strerror}); resume the run to read what the disk kept"
+        try:
+            os.ftruncate(self._file, self._size)
+            os.fdatasync(self._file)
+        except OSError as error:
+            self._broken = f"a failed write could not be taken back ({error.strerror}); resume the run to mend it"
+
+    def store(self, data: bytes) -> str:
+        """Keep bytes as `files/<sha256>`, whole or not at all; returns the sha256. Raises JournalError."""
+        if self._broken is not None:
+            raise JournalError(f"{self.folder / FILE}: {self._broken}")
+        name = hashlib.sha256(data).hexdigest()
+        target = self.folder / "files" / name
+        try:
+            if not (target.is_file() and target.stat().st_size == len(data)):
+                target.parent.mkdir(exist_ok=True)
+                write_atomically(target, data)
+        except OSError as error:
+            raise JournalError(f"cannot keep a file in {target.parent}: {error.strerror}") from error
+        return name
+
+    def close(self) -> None:
+        """Let go of the folder; may be called twice."""
+        if self._file >= 0:
+            self._broken = "the journal is closed"
+            os.close(self._file)
+            os.close(self._lock)
+            self._file = self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Reading(NamedTuple):
+    """What a journal's bytes hold."""
+
+    events: list[Opened | Acted | Stepped | Interrupted | Closed]
+    head: str
+    size: int
+    """Bytes that verify."""
+    torn: int
+    """Bytes after them: a write that was never acknowledged."""
+
+
+def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Closed]:
+    """The events of a journal, oldest first, from its folder or its file; a torn tail is left out. Raises JournalError."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise JournalError(f"cannot read a journal at {file}: {error.strerror}") from error
+    return verify(data, str(file)).events
+
+
+def verify(data: bytes, name: str) -> Reading:
+    """Check every line against its checksum and the line before. Raises JournalError at the first that does not fit."""
+    size = data.rfind(b"\n") + 1
+    events: list[Opened | Acted | Stepped | Interrupted | Closed] = []
+    head = _START
+    for number, line in enumerate(data[:size].split(b"\n")[:-1]):
+        found = _LINE.fullmatch(line)
+        where = f"{name}, line {number + 1}"
+        if found is None:
+            raise JournalError(f"{where} is no line of a journal: the file was changed after it was written")
+        form, seq, prev, given, body = found.groups()
+        if int(form) != FORMAT:
+            raise JournalError(f"{where} has format {int(form)}; this version reads {FORMAT}")
+        if int(seq) != number or prev.decode() != head or given.decode() != _digest(number, head, body):
+            raise JournalError(f"{where} does not verify: the file was changed after it was written")
+        try:
+            events.append(_EVENTS.validate_json(body))
+        except (ValidationError, AgentFault, ConfigError) as error:
+            raise JournalError(f"{where} holds an event that this version cannot read: {error}") from error
+        head = given.decode()
+    return Reading(events, head, size, len(data) - size)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole, or leave what was there: temporary file beside it, sync, rename, sync. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".dojo-", suffix=".part")
+    try:
+        try:
+            _write_all(handle, data)
+            os.fchmod(handle, 0o644)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def whole_text(value: Any) -> Any:
+    """JSON data whose strings are valid unicode: a lone surrogate becomes `?`, which is all that UTF-8 can do with it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {whole_text(key): whole_text(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole_text(one) for one in value]
+    return value
+
+
+def _line(seq: int, prev: str, event: Opened | Acted | Stepped | Interrupted | Closed) -> tuple[bytes, str]:
+    body = json.dumps(event.model_dump(), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    if "\\ud" in body:  # perhaps half a character, which no reader of JSON would take
+        body = json.dumps(whole_text(json.loads(body)), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    data = body.encode("ascii")
+    digest = _digest(seq, prev, data)
+    start = f'{{"format":{FORMAT},"seq":{seq},"prev":"{prev}","sha256":"{digest}","event":'
+    return start.encode("ascii") + data + b"}\n", digest
+
+
+def _digest(seq: int, prev: str, body: bytes) -> str:
+    return hashlib.sha256(f"{FORMAT} {seq} {prev} ".encode("ascii") + body).hexdigest()
+
+
+def _write_all(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # a full disk gives a short count first and ENOSPC only then
+        rest = rest[os.write(file, rest) :]
+
+
+def _locked(folder: Path) -> int:
+    lock = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise JournalError(f"another process writes in {folder}: {holder}") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    with contextlib.suppress(OSError):  # for people; the lock itself needs no space
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()}\n".encode("ascii"), 0)
+    return lock
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

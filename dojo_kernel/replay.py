@@ -1,0 +1,412 @@
+"""A run played again in a fresh box, cell by cell, and compared with what its journal or notebook says.
+
+What ran is repeated with the same restarts at the same places and, where a submission was graded, it is graded again. A
+cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars; `close`: equal but for the last digits of
+numbers; `not_replayable`: it ran into its limit or ended its kernel, and did so again; `skipped`; or it `differs`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from pydantic import computed_field
+
+from dojo_kernel.competition.grade import Grader
+from dojo_kernel.competition.spec import Competition, find
+from dojo_kernel.errors import JournalError, SubmissionError
+from dojo_kernel.journal.log import FILE, read_journal
+from dojo_kernel.journal.notebook import events_from_notebook, plain, relocate, shown
+from dojo_kernel.records import (
+    Closed,
+    Display,
+    Error,
+    Execution,
+    Grade,
+    Interrupted,
+    Opened,
+    Output,
+    Record,
+    Result,
+    Step,
+    Stepped,
+    Stream,
+)
+from dojo_kernel.settings import BoxKind, EpisodeSettings, KernelSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from dojo_kernel.kernel import Kernel
+
+Verdict = Literal["exact", "sanitised", "close", "not_replayable", "skipped", "differs"]
+OpenKernel = Callable[..., Awaitable["Kernel"]]
+"""`dojo_kernel.kernel.open_kernel`, or a double of it."""
+
+RELATIVE: Final = 1e-6
+"""How far numbers in the output, and scores, may be apart, relative to the larger."""
+_SUBMISSION: Final = "submission.csv"
+_NUMBER: Final = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\b(?:nan|inf)\b")
+_MASKS: Final = tuple(
+    (re.compile(pattern, re.MULTILINE), mask)
+    for pattern, mask in (
+        (r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b", "<uuid>"),
+        (r"\b0x[0-9a-fA-F]+\b", "<address>"),
+        (r"^.*(?:\d+%\s*\||[\u2588\u2501]{2,}|\bit/s\b|\bs/it\b).*$\n?", ""),
+        (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?\b", "<date>"),
+        (r"\b\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?\b", "<time>"),
+        (r"\b\d+(?:\.\d+)?(?:e[-+]?\d+)?\s?(?:ns|us|\u00b5s|\u03bcs|ms|s|secs?|seconds?|min|minutes?)\b", "<seconds>"),
+        (r"\b(?:Cell In|In|Out) ?\[\d+\]", "<cell>"),
+        (r"<ipython-input-[^>]*>", "<cell>"),
+        (r"\bpid[ =:]+\d+", "<pid>"),
+        (r"(?<![\w.])/(?:tmp|home|root|usr|opt|var|run|proc|dev/shm)/[^\s'\",:;)\]}>]*", "<path>"),
+        (r"[ \t]+$", ""),
+    )
+)
+
+
+class ReplayedCell(Record):
+    """One step that ran code, then and now."""
+
+    cell: str
+    """Id of the step's notebook cell."""
+    action: str
+    verdict: Verdict
+    detail: str = ""
+    seconds_then: float
+    seconds_now: float | None = None
+    score_then: float | None = None
+    score_now: float | None = None
+    score_equal: bool | None = None
+    """Within the tolerance; None where nothing was graded."""
+    submission_equal: bool | None = None
+    """The submission has the same bytes; None where nothing was graded."""
+
+
+class ReplayReport(Record):
+    """A run and its replay."""
+
+    episode: str
+    competition: str
+    box_then: str
+    box_now: str
+    cells: tuple[ReplayedCell, ...]
+    final_then: float | None = None
+    final_now: float | None = None
+    final_equal: bool | None = None
+    """None where the run had no final score."""
+    findings: tuple[str, ...] = ()
+    """What a reader should know before trusting the comparison."""
+
+    @computed_field  # type: ignore[prop-decorator]  # https://github.com/python/mypy/issues/1362
+    @property
+    def diverged(self) -> bool:
+        """Whether a cell or a score came out otherwise."""
+        cells = any(one.verdict == "differs" or one.score_equal is False for one in self.cells)
+        return cells or self.final_equal is False
+
+
+async def replay(
+    path: Path,
+    *,
+    box: str | None = None,
+    validates: bool = False,
+    competition: Competition | None = None,
+    open_kernel: OpenKernel | None = None,
+) -> ReplayReport:
+    """Play a run again.
+
+    Args:
+        path: A run's folder, its journal or its notebook.
+        box: Kind of box; None takes the recorded one, but never the unprotected process box on a file's word.
+        validates: Also repeat what ran in scratch kernels.
+        competition: None looks the recorded one up.
+        open_kernel: None is `dojo_kernel.kernel.open_kernel`.
+
+    Raises:
+        JournalError: the journal does not verify, or the file is none of ours.
+        NotPreparedError, BoxUnavailableError, ConfigError: this machine cannot play it.
+    """
+    events, findings = read_run(path)
+    opened = events[0]
+    if not isinstance(opened, Opened):
+        raise JournalError(f"{path} does not begin with an opened episode")
+    competition = competition or find(opened.competition)
+    competition.require_prepared()
+    if competition.manifest_sha256() != opened.competition_sha256:
+        findings.append(f"the data of {opened.competition} is not what the run was played on: the manifests differ")
+    settings = _kernel_settings(opened, box)
+    start = open_kernel or _real_open_kernel()
+    kernel = await start(settings, data_dir=competition.public_dir, episode=f"replay-{opened.episode}")
+    try:
+        async with Grader(competition) as grader:
+            player = _Player(opened, kernel, grader, validates=validates)
+            player.findings.extend(findings)
+            for event in events[1:]:
+                await player.play(event)
+    finally:
+        await kernel.close()
+    return player.report()
+
+
+def _real_open_kernel() -> OpenKernel:
+    from dojo_kernel.kernel import open_kernel  # noqa: PLC0415 - jupyter only when a box is wanted
+
+    return open_kernel
+
+
+def read_run(path: Path) -> tuple[list[Any], list[str]]:
+    """The events of a run's folder, journal or notebook, and what there is to say about them. Raises JournalError."""
+    if path.suffix == ".ipynb":
+        return list(events_from_notebook(path)), [
+            "read from a notebook, which has no chain of checksums: anyone may have changed it"
+        ]
+    events = read_journal(path)
+    file = path / FILE if path.is_dir() else path
+    findings = [] if file.read_bytes()[-1:] in {b"\n", b""} else ["the journal ends in a torn line, which was left out"]
+    if not events:
+        raise JournalError(f"{file} holds no event")
+    if not isinstance(events[-1], Closed):
+        findings.append("the run has no end")
+    return list(events), findings
+
+
+def render(report: ReplayReport) -> Table:
+    """The report as a table for a terminal."""
+    from rich.table import Table  # noqa: PLC0415 - only the command line prints
+    from rich.text import Text  # noqa: PLC0415 - only the command line prints
+
+    colours = {"exact": "green", "sanitised": "green", "close": "green", "differs": "bold red"}
+    table = Table(
+        title=f"{plain(report.episode)}: {'diverged' if report.diverged else 'same'} ({report.box_then} -> {report.box_now})"
+    )
+    for name in ("cell", "action", "verdict", "seconds", "score", "detail"):
+        table.add_column(name)
+    for one in report.cells:
+        seconds = f"{one.seconds_then:.2f} -> " + ("-" if one.seconds_now is None else f"{one.seconds_now:.2f}")
+        score = Text(_score_text(one.score_then, one.score_now, one.score_equal))
+        if one.score_equal is False:
+            score.stylize("bold red")
+        table.add_row(
+            one.cell, one.action, Text(one.verdict, colours.get(one.verdict, "yellow")), seconds, score, Text(plain(one.detail))
+        )
+    table.add_row("final", "", "", "", _score_text(report.final_then, report.final_now, report.final_equal), "")
+    for finding in report.findings:
+        table.add_row("note", "", "", "", "", Text(plain(finding)))
+    return table
+
+
+def _score_text(then: float | None, now: float | None, equal: bool | None) -> str:  # noqa: FBT001 - three-valued
+    if equal is None:
+        return ""
+    return f"{'-' if then is None else then} -> {'-' if now is None else now}"
+
+
+def _kernel_settings(opened: Opened, box: str | None) -> KernelSettings:
+    recorded = opened.settings.get("kernel")
+    settings = KernelSettings.model_validate(recorded) if isinstance(recorded, dict) else KernelSettings()
+    kind = box or (opened.box if opened.box in {"docker", "sandbox"} else "auto")
+    return KernelSettings.model_validate({**settings.model_dump(), "box": kind if kind in get_args(BoxKind) else "auto"})
+
+
+# --- playing ---------------------------------------------------------------------------------------------------------
+
+
+class _Player:
+    def __init__(self, opened: Opened, kernel: Kernel, grader: Grader, *, validates: bool) -> None:
+        recorded = opened.settings.get("episode")
+        self.opened = opened
+        self.kernel = kernel
+        self.grader = grader
+        self.validates = validates
+        self.settings = EpisodeSettings.model_validate(recorded) if isinstance(recorded, dict) else EpisodeSettings()
+        self.cells: list[ReplayedCell] = []
+        self.findings: list[str] = []
+        self._moves = {opened.data_path: kernel.data_path, opened.workspace_path: kernel.workspace_path}
+        self._paths = {path: mark for paths, mark in self._marks() for path in paths}
+        self._life = 0
+        """The recorded life that the live kernel of now stands for."""
+        self._now_life = kernel.life
+        self._submissions: dict[str, bytes] = {}
+        """By the sha256 that was recorded."""
+        self._final: tuple[Grade, Grade | None] | None = None
+
+    def _marks(self) -> tuple[tuple[tuple[str, str], str], ...]:
+        data = (self.opened.data_path, self.kernel.data_path)
+        return (data, "<data>"), ((self.opened.workspace_path, self.kernel.workspace_path), "<workspace>")
+
+    async def play(self, event: object) -> None:
+        if isinstance(event, Interrupted):
+            self.findings.append(f"step {event.index} was interrupted and is not played again; what follows may differ")
+            await self._restart(self._life)
+        elif isinstance(event, Stepped):
+            await self._step(event.step)
+        elif isinstance(event, Closed) and event.final is not None:
+            data = self._submissions.get(event.final.sha256)
+            now = await self.grader.grade(data, event.final.rows) if data is not None else None
+            self._final = (event.final, now)
+
+    async def _step(self, step: Step) -> None:
+        if step.action.name == "reset":
+            await self._restart(self._life + 1)
+        elif step.execution is not None:
+            await self._cell(step, step.execution)
+
+    async def _restart(self, life: int) -> None:
+        await self.kernel.restart()
+        self._life, self._now_life = life, self.kernel.life
+
+    async def _cell(self, step: Step, then: Execution) -> None:
+        code = relocate(then.code, self._moves)
+        limit = getattr(step.action, "timeout_s", None) or self.settings.cell_timeout_s
+        if then.status == "timeout":
+            limit = max(1.0, min(limit, then.seconds))
+        about = {"cell": step.cell_id, "action": step.action.name, "seconds_then": then.seconds}
+        if then.where == "scratch":
+            if not self.validates:
+                self.cells.append(ReplayedCell(**about, verdict="skipped", detail="ran in a scratch kernel"))
+                return
+            now = await self.kernel.validate(code, limit)
+        else:
+            if then.life != self._life:
+                if self.kernel.life == self._now_life:  # the kernel died then, at a place where this one did not
+                    await self.kernel.restart()
+                self._life, self._now_life = then.life, self.kernel.life
+            now = await self.kernel.execute(code, limit, cell=step.cell_id)
+        verdict, detail = compare(then, now, self._paths)
+        graded = await self._grade(step.grade) if step.grade is not None else {}
+        self.cells.append(ReplayedCell(**about, **graded, verdict=verdict, detail=detail, seconds_now=now.seconds))
+
+    async def _grade(self, then: Grade) -> dict[str, Any]:
+        now = await self._graded(then)
+        if now is None:
+            return {"score_then": then.score, "score_equal": False, "submission_equal": False}
+        same = _scores_equal(then.score, now.score) if then.problem is None else now.problem is not None and now.code == then.code
+        return {
+            "score_then": then.score,
+            "score_now": now.score,
+            "score_equal": same,
+            "submission_equal": now.sha256 == then.sha256,
+        }
+
+    async def _graded(self, then: Grade) -> Grade | None:
+        """The submission of now; None when there is none."""
+        try:
+            data = await self.kernel.read_submission(_SUBMISSION, int(self.settings.max_submission_mb * 1e6))
+        except SubmissionError as error:
+            return Grade(rows=then.rows, sha256="", problem=str(error), code=error.code)
+        if data is None:
+            return None
+        self._submissions[then.sha256] = data
+        return await self.grader.grade(data, then.rows)
+
+    def report(self) -> ReplayReport:
+        then, now = self._final or (None, None)
+        return ReplayReport(
+            episode=self.opened.episode,
+            competition=self.opened.competition,
+            box_then=self.opened.box,
+            box_now=self.kernel.box,
+            cells=tuple(self.cells),
+            final_then=then.score if then else None,
+            final_now=now.score if now else None,
+            final_equal=None if then is None else _scores_equal(then.score, now.score if now else None),
+            findings=tuple(self.findings),
+        )
+
+
+def _scores_equal(then: float | None, now: float | None) -> bool:
+    if then is None or now is None:
+        return then is now
+    return math.isclose(then, now, rel_tol=RELATIVE, abs_tol=1e-9)
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def compare(then: Execution, now: Execution, paths: dict[str, str]) -> tuple[Verdict, str]:
+    """The verdict on one cell and why; `paths` are written as their marks before texts are compared."""
+    if then.status != now.status:
+        return "differs", f"{_kind(then)} then, {_kind(now)} now"
+    if then.status in {"timeout", "died"}:
+        if _kind(then) != _kind(now):
+            return "differs", f"{_kind(then)} then, {_kind(now)} now"
+        return "not_replayable", f"{_kind(now)}, as then"
+    old, new = _texts(then.outputs), _texts(now.outputs)
+    if old == new or old == _texts(shown(now.outputs)):
+        return "exact", ""
+    old = _by_channel(_texts(shown(then.outputs)), paths)
+    new = _by_channel(_texts(shown(now.outputs)), paths)
+    if old == new:
+        return "sanitised", ""
+    if len(old) == len(new) and all(a[0] == b[0] and _close(a[1], b[1]) for a, b in zip(old, new, strict=True)):
+        return "close", ""
+    return "differs", _first_difference(old, new)
+
+
+def _kind(run: Execution) -> str:
+    return f"{run.status} ({run.death.kind})" if run.death else run.status
+
+
+def _texts(outputs: Sequence[Output]) -> list[tuple[str, str]]:
+    """Channel and content of each output, streams joined where they touch."""
+    texts: list[tuple[str, str]] = []
+    for one in outputs:
+        if isinstance(one, Stream):
+            if texts and texts[-1][0] == one.name:
+                texts[-1] = (one.name, texts[-1][1] + one.text)
+            else:
+                texts.append((one.name, one.text))
+        elif isinstance(one, Error):
+            texts.append(("error", "\n".join((one.ename, one.evalue, *one.traceback))))
+        elif isinstance(one, Display | Result):
+            for mime in sorted(one.data):
+                value = one.data[mime]
+                texts.append((mime, value if isinstance(value, str) else json.dumps(value, sort_keys=True)))
+    return texts
+
+
+def _by_channel(texts: list[tuple[str, str]], paths: dict[str, str]) -> list[tuple[str, str]]:
+    """Sanitised, and one text for each of stdout and stderr, whose order against the rest is a matter of luck."""
+    channels = {"stdout": "", "stderr": ""}
+    rest = []
+    for channel, text in texts:
+        if channel in channels:
+            channels[channel] += text
+        else:  # pixels depend on fonts and libraries: a picture counts as a picture
+            rest.append((channel, "" if channel.startswith("image/") else sanitised(text, paths)))
+    return [(channel, sanitised(text, paths)) for channel, text in channels.items()] + rest
+
+
+def sanitised(text: str, paths: dict[str, str]) -> str:
+    """Text without what differs from run to run: addresses, times, paths, cell numbers, progress bars."""
+    text = plain(text)
+    for path in sorted(paths, key=len, reverse=True):
+        text = text.replace(path, paths[path])
+    for pattern, mask in _MASKS:
+        text = pattern.sub(mask, text)
+    return text.strip("\n")
+
+
+def _close(then: str, now: str) -> bool:
+    if re.sub(r"\s+", " ", _NUMBER.sub("#", then)) != re.sub(r"\s+", " ", _NUMBER.sub("#", now)):
+        return False
+    pairs = zip(_NUMBER.findall(then), _NUMBER.findall(now), strict=True)
+    return all(a == b or math.isclose(float(a), float(b), rel_tol=RELATIVE, abs_tol=1e-12) for a, b in pairs)
+
+
+def _first_difference(then: list[tuple[str, str]], now: list[tuple[str, str]]) -> str:
+    for a, b in zip(then, now, strict=False):
+        if a == b:
+            continue
+        if a[0] != b[0]:
+            return f"{a[0]} then, {b[0]} now"
+        old, new = [*a[1].split("\n"), "(end)"], [*b[1].split("\n"), "(end)"]
+        line = next((pair for pair in zip(old, new, strict=False) if pair[0] != pair[1] and not _close(*pair)), (a[1], b[1]))
+        return f"{a[0]}: {line[0][:80]!r} then, {line[1][:80]!r} now"
+    return f"{len(then)} outputs then, {len(now)} now"
