@@ -274,6 +274,10 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
     async def _close_box(self) -> None:
         """Free what `_open_box` took, after the wire was closed; by force. Runs on the thread of all boxes; again is no error."""
 
+    async def _complaint(self) -> str:
+        """What a box that did not start has to say. Runs on the thread of all boxes."""
+        return ""
+
     def _enforcement(self) -> tuple[Enforcement, ...]:
         """What holds each limit, once the box runs."""
         raise NotImplementedError
@@ -313,8 +317,9 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
                 self._make_run_dir()
                 self._wire = await on_boxes_thread(self._start_wire())
             except (OSError, TimeoutError, BoxLostError) as error:
+                why = await on_boxes_thread(self._complaint()) or str(error) or type(error).__name__
                 await self._tear_down()
-                raise KernelStartError(f"the {self.kind} box did not start: {error or type(error).__name__}") from error
+                raise KernelStartError(f"the {self.kind} box did not start: {why}") from error
             except BaseException:
                 await self._tear_down()
                 raise

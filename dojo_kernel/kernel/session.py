@@ -1,0 +1,435 @@
+"""The live kernel of an episode: cells, scratch validation, restarts, typed deaths, and the submission file.
+
+What the kernel says is a claim; time, death and files are the host's own findings.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from IPython.core.inputtransformer2 import TransformerManager
+from jupyter_client.kernelspec import KernelSpec
+
+from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
+from dojo_kernel.kernel.executor import Cell, Executor, reply_status
+from dojo_kernel.records import Death, Enforcement, Error, Execution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dojo_kernel.kernel.box import BoxProcess, BoxProvisioner
+    from dojo_kernel.settings import KernelSettings
+
+EXIT_S = 5.0
+"""From a kill to the exit event; then the box is removed."""
+SYNTAX_CHARS = 200_000
+"""Longer cells are not parsed on the host: the scratch kernel finds their mistakes."""
+MEMORY_WARNING = 0.85
+ARGV = ["python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}"]
+
+
+class Kernel(Protocol):
+    """What an episode needs of a kernel."""
+
+    box: str
+    life: int
+    """How often the live kernel was restarted."""
+    enforcement: tuple[Enforcement, ...]
+    image: str | None
+    data_path: str
+    """As the agent sees it."""
+    workspace_path: str
+
+    async def execute(self, code: str, timeout_s: float, *, cell: str = "") -> Execution:
+        """Run in the live kernel. Raises BoxLostError, KernelStartError."""
+
+    async def validate(self, code: str, timeout_s: float) -> Execution:
+        """Run in a scratch kernel with a copy of the workspace; syntax first. Raises BoxLostError, KernelStartError."""
+
+    async def restart(self) -> None:
+        """A new, empty live kernel; everything that ran in the box is killed."""
+
+    async def read_submission(self, name: str, max_bytes: int) -> bytes | None:
+        """A safe copy of a file of the workspace; None: absent. Raises SubmissionError."""
+
+    def submission_signature(self, name: str) -> tuple[int, ...] | None:
+        """Changes when the file does; None: absent."""
+
+    async def close(self) -> None:
+        """Leave nothing behind. Again is no error."""
+
+
+class KernelSession:
+    """A box with one live kernel in it, and scratch kernels for a moment each."""
+
+    def __init__(self, provisioner: BoxProvisioner, settings: KernelSettings) -> None:
+        self._box = provisioner
+        self._settings = settings
+        self._live: Executor | None = None
+        self._spawned = 0
+        self._deaths = 0
+        self._lost: str | None = None
+        self._closed = False
+        self._news: tuple[str, ...] = ()
+        self._lock = asyncio.Lock()
+        self.box = provisioner.kind
+        self.life = 0
+        self.image: str | None = None
+
+    async def open(self) -> None:
+        """Start box and kernel. Raises KernelStartError."""
+        try:
+            await self._box.start_box()
+            self._live = await self._spawn(scratch=False)
+        except BaseException:
+            await self.close()
+            raise
+        image = getattr(self._box, "image_digest", None)
+        self.image = image if isinstance(image, str) else None
+
+    @property
+    def enforcement(self) -> tuple[Enforcement, ...]:
+        """What holds each limit."""
+        return self._box.enforcement
+
+    @property
+    def data_path(self) -> str:
+        """Of the public files, as code in the box names it."""
+        return self._box.data_path
+
+    @property
+    def workspace_path(self) -> str:
+        """Of the agent's folder, as code in the box names it."""
+        return self._box.workspace_path
+
+    async def _spawn(self, *, scratch: bool) -> Executor:
+        self._spawned += 1
+        process = await self._box.spawn(f"{'scratch' if scratch else 'live'}-{self._spawned}", scratch=scratch)
+        executor = Executor(process, self._settings.journal_chars)
+        try:
+            await executor.connect(self._settings.start_timeout_s)
+        except BaseException:
+            executor.close()
+            await self._end(process)
+            raise
+        return executor
+
+    async def _end(self, process: BoxProcess) -> bool:
+        """Kill one process and wait for its exit; False if none came."""
+        await process.kill()
+        await asyncio.wait({process.exited}, timeout=EXIT_S)
+        return process.exited.done()
+
+    # --- the live kernel ---
+
+    async def execute(self, code: str, timeout_s: float, *, cell: str = "") -> Execution:
+        """Run a cell; a kernel that died before is replaced first. Raises BoxLostError, KernelStartError."""
+        async with self._lock:
+            live = await self._ready()
+            before = await self._box.oom_kills()
+            started = time.monotonic()
+            ran = await live.run(code, timeout_s, cell)
+            death = await self._death(live, ran, before)
+            seconds = time.monotonic() - started
+            execution = await self._execution(live, ran, code, death, before)
+            news, self._news = self._news, ()
+            execution = execution.model_copy(
+                update={
+                    "seconds": seconds,
+                    "life": self.life,
+                    "late": live.take_late(),
+                    "notes": (*news, *execution.notes),
+                }
+            )
+            if death is not None:
+                execution = execution.model_copy(update={"notes": (*execution.notes, *self._count(death))})
+                await self._abandon()
+            return execution
+
+    async def _ready(self) -> Executor:
+        if self._closed:
+            raise BoxLostError("the kernel session is closed")
+        if self._lost is None and self._box.lost is not None:
+            self._lost = self._box.lost
+        if self._lost is not None:
+            raise BoxLostError(self._lost)
+        if self._live is not None and self._live.process.exited.done():  # died between two cells
+            death = await self._death(self._live, None, None)
+            assert death is not None
+            self._news = (f"The kernel died between two cells ({describe(death)}); its variables are lost.", *self._count(death))
+            await self._abandon()
+            if self._lost is not None:
+                raise BoxLostError(self._lost)
+        if self._live is None:
+            await self._revive()
+        assert self._live is not None
+        return self._live
+
+    async def _abandon(self) -> None:
+        """Let go of a dead live kernel."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.close()
+
+    async def _revive(self) -> None:
+        # all of the box: what the old kernel left running must not outlive it
+        await self._box.kill_all()
+        self._live = await self._spawn(scratch=False)
+        self.life += 1
+
+    def _count(self, death: Death) -> tuple[str, ...]:
+        self._deaths += 1
+        if death.kind == "box_lost":
+            self._lost = death.detail or "the box is gone"
+            return ("The box is gone.",)
+        if self._deaths > self._settings.max_restarts:
+            self._lost = f"the live kernel died {self._deaths} times; {self._settings.max_restarts} restarts are allowed"
+            return ("No restart is left.",)
+        left = self._settings.max_restarts - self._deaths
+        return (f"A new, empty kernel starts with the next cell; files stay. Restarts left after that: {left}.",)
+
+    async def restart(self) -> None:
+        """A new, empty live kernel; not counted as a death."""
+        async with self._lock:
+            if self._lost is not None or self._closed:
+                raise BoxLostError(self._lost or "the kernel session is closed")
+            live, self._live = self._live, None
+            if live is not None:
+                live.close()
+                await self._end(live.process)
+            await self._revive()
+
+    # --- what became of a cell ---
+
+    async def _death(self, executor: Executor, ran: Cell | None, oom_before: int | None) -> Death | None:
+        """The typed death of the kernel, after ending it if the host has to; None: it lives."""
+        process = executor.process
+        if executor.violation is not None and not process.exited.done():
+            await self._end_or_lose(process)
+            return Death(kind="protocol", detail=executor.violation[:500])
+        if ran is not None and ran.rung == "kill" and not process.exited.done():
+            if not await self._end_or_lose(process):
+                ran.rung = "box"
+            return Death(kind="killed_by_host", detail="the cell ignored its time limit and both interrupts")
+        if not process.exited.done():
+            return None
+        code = process.exited.result()
+        if self._box.lost is not None:
+            return Death(kind="box_lost", detail=self._box.lost)
+        after = await self._box.oom_kills()
+        number = -code if code < 0 else code - 128 if code > 128 else None  # noqa: PLR2004  the shell's rule
+        if number == 9 and oom_before is not None and after is not None and after > oom_before:  # noqa: PLR2004  SIGKILL
+            return Death(kind="oom", code=9, detail=f"the box may use {self._settings.limits.memory_gb:g} GB of memory")
+        if number is not None:
+            return Death(kind="signal", code=number)
+        return Death(kind="user_exit", code=0) if code == 0 else Death(kind="exited", code=code)
+
+    async def _end_or_lose(self, process: BoxProcess) -> bool:
+        """Kill; if that does not help, the box: False."""
+        if await self._end(process):
+            return True
+        await self._box.remove_box()
+        await self._box.start_box()
+        return False
+
+    async def _execution(self, executor: Executor, ran: Cell, code: str, death: Death | None, oom_before: int | None) -> Execution:
+        outputs = ran.collector.outputs()
+        dropped = ran.collector.dropped + ran.cut_at_source
+        survived = None
+        if death is not None:
+            survived = () if ran.rung in ("kill", "box") else None
+        elif ran.rung is not None:
+            survived = await executor.names()
+        after = await self._box.oom_kills()
+        oom = max(after - oom_before, 0) if after is not None and oom_before is not None else 0
+        status = "timeout" if ran.timed_out else "died" if death is not None else reply_status(ran.reply, outputs)
+        count = ran.reply.get("execution_count") if ran.reply is not None else None
+        return Execution(
+            code=code,
+            outputs=outputs,
+            status=status,
+            death=death,
+            rung=ran.rung,
+            survived=survived,
+            execution_count=count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**53 else None,
+            seconds=0.0,
+            dropped=dropped,
+            oom_kills=oom,
+            notes=await self._notes(ran, death, survived, dropped, oom),
+        )
+
+    async def _notes(self, ran: Cell, death: Death | None, survived: tuple[str, ...] | None, dropped: int, oom: int) -> tuple[str, ...]:
+        notes = []
+        if ran.timed_out:
+            how = {"message": "an interrupt", "sigint": "SIGINT", "kill": "killing the kernel", "box": "removing the box"}
+            notes.append(f"The time limit ended the cell by {how.get(ran.rung or '', 'an interrupt')}.")
+        if death is not None:
+            notes.append(f"The kernel died: {describe(death)}. All variables are lost.")
+        elif survived is not None:
+            notes.append(f"Variables that survived: {', '.join(survived) or 'none'}.")
+        if ran.missing is not None and death is None:
+            notes.append(f"The kernel lost its {ran.missing} message; the outcome is uncertain.")
+        if dropped:
+            notes.append(f"{dropped} characters of output were cut.")
+        if oom and (death is None or death.kind != "oom"):
+            notes.append(f"The memory limit killed {oom} process{'es' if oom > 1 else ''} that the kernel had started.")
+        if death is None and (used := await self._box.memory_used()) is not None:
+            limit = self._settings.limits.memory_gb * 2**30
+            if used > MEMORY_WARNING * limit:
+                notes.append(f"Memory: {used / 2**30:.1f} of {self._settings.limits.memory_gb:g} GB are in use.")
+        return tuple(notes)
+
+    # --- scratch ---
+
+    async def validate(self, code: str, timeout_s: float) -> Execution:
+        """Syntax first, with nothing run; then the cell in a scratch kernel. Raises BoxLostError, KernelStartError."""
+        started = time.monotonic()
+        error = await asyncio.to_thread(syntax_error, code)
+        if error is not None:
+            seconds = time.monotonic() - started
+            return Execution(code=code, outputs=(error,), status="error", seconds=seconds, where="scratch", life=self.life)
+        async with self._lock:
+            if self._lost is not None or self._closed or self._box.lost is not None:
+                raise BoxLostError(self._lost or self._box.lost or "the kernel session is closed")
+            before = await self._box.oom_kills()
+            scratch = await self._spawn(scratch=True)
+            try:
+                started = time.monotonic()
+                ran = await scratch.run(code, timeout_s, "")
+                death = await self._death(scratch, ran, before)
+                seconds = time.monotonic() - started
+                execution = await self._execution(scratch, ran, code, death, before)
+            finally:
+                scratch.close()
+                await self._end(scratch.process)
+                with contextlib.suppress(BoxLostError):
+                    await self._box.remove_home(scratch.process)
+            return execution.model_copy(update={"seconds": seconds, "where": "scratch", "life": self.life})
+
+    # --- files ---
+
+    async def read_submission(self, name: str, max_bytes: int) -> bytes | None:
+        """A copy made while the box stands still. Raises SubmissionError."""
+        async with self._lock:
+            await self._box.freeze()
+            try:
+                return await asyncio.to_thread(self._box.workspace.read, name, max_bytes)
+            finally:
+                await self._box.thaw()
+
+    def submission_signature(self, name: str) -> tuple[int, ...] | None:
+        """Changes when the file does; None: absent."""
+        return self._box.workspace.signature(name)
+
+    async def close(self) -> None:
+        """Kill kernel and box, free everything. Again is no error."""
+        self._closed = True
+        await self._abandon()
+        await self._box.remove_box()
+
+
+def describe(death: Death) -> str:
+    """One phrase for a person."""
+    phrases = {
+        "killed_by_host": "the host killed it",
+        "oom": "it ran out of memory",
+        "signal": f"signal {death.code}",
+        "exited": f"it exited with status {death.code}",
+        "user_exit": "the code ended it with status 0",
+        "protocol": "it sent messages that no kernel sends",
+        "box_lost": "its box is gone",
+    }
+    return phrases[death.kind] + (f" ({death.detail})" if death.detail else "")
+
+
+def syntax_error(code: str) -> Error | None:
+    """What is wrong with a cell's syntax, IPython's own included; None also when it is too large or too deep to say here."""
+    if len(code) > SYNTAX_CHARS:
+        return None
+    try:
+        python = TransformerManager().transform_cell(code)
+        compile(python, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    except SyntaxError as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        shown = [f"  Cell{line}"]
+        if error.text:
+            shown += [f"    {error.text.rstrip()[:500]}", f"    {' ' * max((error.offset or 1) - 1, 0)}^"]
+        name = type(error).__name__
+        message = f"{error.msg} (cell{line})"
+        return Error(ename=name, evalue=message, traceback=(*shown, f"{name}: {message}"))
+    except ValueError as error:  # a NUL, a lone surrogate
+        return Error(ename="SyntaxError", evalue=str(error)[:500], traceback=(f"SyntaxError: {str(error)[:500]}",))
+    except (RecursionError, MemoryError):  # deeper than this process likes; the scratch kernel will say
+        return None
+    return None
+
+
+# --- choosing a box --------------------------------------------------------------------------------------------------
+
+
+async def _choose(settings: KernelSettings, *, trusted: bool, warn: Callable[[str], None] | None) -> str:
+    if settings.box != "auto":
+        return settings.box
+    from dojo_kernel.kernel import doctor  # noqa: PLC0415  imports the docker SDK
+
+    reasons = []
+    for box in ("docker", "sandbox"):
+        fits, why = await doctor.available(box)
+        if fits:
+            return box
+        reasons.append(f"{box}: {why}")
+    if trusted:
+        if warn is not None:
+            warn("no isolated box on this machine; this trusted agent runs as a plain process")
+        return "process"
+    raise BoxUnavailableError(f"no isolated box here ({'; '.join(reasons)}); see: dojo doctor, or say --box process for trusted code")
+
+
+def _provisioner(box: str) -> type[BoxProvisioner]:
+    if box == "docker":
+        from dojo_kernel.kernel.docker import DockerProvisioner  # noqa: PLC0415  imports the docker SDK
+
+        return DockerProvisioner
+    if box == "sandbox":
+        from dojo_kernel.kernel.sandbox import SandboxProvisioner  # noqa: PLC0415  only where it is used
+
+        return SandboxProvisioner
+    from dojo_kernel.kernel.process import ProcessProvisioner  # noqa: PLC0415  only where it is used
+
+    return ProcessProvisioner
+
+
+async def open_kernel(
+    settings: KernelSettings,
+    *,
+    data_dir: Path,
+    episode: str,
+    trusted: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Kernel:
+    """A box with a live kernel, ready for its first cell.
+
+    Raises:
+        BoxUnavailableError: no box of that kind here, or `auto` and none that isolates.
+        KernelStartError: the box or its kernel did not come up.
+    """
+    box = await _choose(settings, trusted=trusted, warn=warn)
+    provisioner = _provisioner(box)(
+        kernel_id=episode,
+        kernel_spec=KernelSpec(argv=ARGV, display_name=f"dojo ({box})", language="python", interrupt_mode="message"),
+        limits=settings.limits,
+        data_dir=data_dir,
+        image=settings.image,
+        episode=episode,
+    )
+    session = KernelSession(provisioner, settings)
+    try:
+        await session.open()
+    except BoxLostError as error:
+        raise KernelStartError(f"the {box} box was lost while starting: {error}") from error
+    return session

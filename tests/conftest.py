@@ -1,0 +1,44 @@
+"""Marks docker, sandbox and gpu: skipped with the doctor's reason, or failed where DOJO_REQUIRE names the mark."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from dojo_kernel.kernel.doctor import available
+
+REQUIRED = frozenset(filter(None, os.environ.get("DOJO_REQUIRE", "").split(",")))
+
+
+def _gpu() -> tuple[bool, str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False, "no NVIDIA driver on this machine"
+    found = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    return (found.returncode == 0, found.stderr.strip() or "nvidia-smi lists no GPU")
+
+
+def _probe(mark: str) -> tuple[bool, str]:
+    return _gpu() if mark == "gpu" else asyncio.run(available(mark))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    answers: dict[str, tuple[bool, str]] = {}
+    for item in items:
+        for mark in ("docker", "sandbox", "gpu"):
+            if item.get_closest_marker(mark) is None:
+                continue
+            if mark not in answers:
+                answers[mark] = _probe(mark)
+            usable, why = answers[mark]
+            if not usable and mark not in REQUIRED:
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: {why}"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in REQUIRED & {found.name for found in item.iter_markers()} & {"docker", "sandbox", "gpu"}:
+        usable, why = _probe(mark)
+        if not usable:
+            pytest.fail(f"DOJO_REQUIRE names {mark}, and it is not usable here: {why}", pytrace=False)
