@@ -1,0 +1,605 @@
+"""What every kind of box promises, as one suite that runs on each.
+
+The 22 problems of other drivers of Jupyter kernels, and the test that shows each solved here (`o:` in test_outputs.py):
+ 1 output after the reply ............ test_all_output_is_in_before_the_cell_is_over
+ 2 reply lost, idle seen ............. test_a_lost_reply_ends_the_cell_all_the_same
+ 3 loss at the high-water mark ....... test_twenty_thousand_flushed_lines_all_arrive
+ 4 first output missed ............... test_the_first_output_of_a_fresh_kernel_arrives
+ 5 a dead kernel hangs the client .... test_a_death_is_typed_within_half_a_second
+ 6 why did it die? ................... test_a_death_is_typed_within_half_a_second
+ 7 a timeout leaves the cell running . test_after_a_timeout_nothing_of_the_cell_runs_on
+ 8 no total budget ................... test_deaths_beyond_the_budget_lose_the_box
+ 9 stop_on_error aborts the next ..... test_a_cell_after_a_failed_one_runs
+10 display updated by a later cell ... test_a_later_cell_cannot_change_an_earlier_display
+11 progress bars ..................... test_a_hundred_thousand_display_updates_leave_the_last, o: test_a_line_is_rendered_as_a_terminal_shows_it
+12 output flood ...................... test_a_flood_of_200_mb_keeps_head_and_tail
+13 widgets, comms .................... o: test_widgets_become_plain_text
+14 colour codes in tracebacks ........ test_tracebacks_have_no_colour
+15 stdin requests hang ............... test_nothing_waits_for_a_person
+16 leaks ............................. test_starts_leave_nothing_behind
+17 subprocesses survive a restart .... test_a_daemon_dies_with_a_restart
+18 auto-restarter races .............. test_a_kernel_that_died_between_cells_is_replaced_once
+19 output lost with a killed kernel .. test_the_last_words_of_a_killed_kernel_are_kept
+20 background output between cells ... test_late_output_of_a_thread_is_reported_under_its_cell
+21 memory held by the kernel ......... test_results_are_not_held_by_the_kernel
+22 fd-level output echoed ............ test_output_of_the_file_descriptor_belongs_to_the_cell
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dojo_kernel.errors import BoxLostError
+from dojo_kernel.kernel import KernelSession, open_kernel
+from dojo_kernel.records import Death, Display, Error, Execution, Limits, Result, Stream
+from dojo_kernel.settings import KernelSettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BOXES = ["process", pytest.param("sandbox", marks=pytest.mark.sandbox), pytest.param("docker", marks=pytest.mark.docker)]
+
+
+async def opened(box: str, folder: Path, **settings: object) -> KernelSession:
+    given = KernelSettings(box=box, limits=Limits(memory_gb=0.6, pids=128), **{"max_restarts": 100, **settings})
+    kernel = await open_kernel(given, data_dir=folder, episode="contract")
+    assert isinstance(kernel, KernelSession)
+    return kernel
+
+
+@pytest.fixture(scope="module", params=BOXES)
+async def box(request) -> str:
+    if request.param != "process":
+        from dojo_kernel.kernel import doctor  # noqa: PLC0415  imports the docker SDK
+
+        fits, why = await doctor.available(request.param)
+        if not fits:
+            pytest.skip(f"{request.param}: {why}")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+async def shared(box, tmp_path_factory):
+    data = tmp_path_factory.mktemp("data")
+    (data / "train.csv").write_text("id,x\n1,2\n")
+    kernel = await opened(box, data)
+    yield kernel
+    await kernel.close()
+
+
+@pytest.fixture
+async def kernel(shared):
+    shared._deaths = 0
+    return shared
+
+
+def printed(execution: Execution, name: str = "stdout") -> str:
+    return "".join(output.text for output in execution.outputs if isinstance(output, Stream) and output.name == name)
+
+
+def error_of(execution: Execution) -> Error:
+    return next(output for output in execution.outputs if isinstance(output, Error))
+
+
+async def run(kernel: KernelSession, code: str, timeout_s: float = 20, cell: str = "s0000") -> Execution:
+    return await kernel.execute(code, timeout_s, cell=cell)
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_output_of_a_fresh_kernel_arrives(kernel):
+    await kernel.restart()
+    assert printed(await run(kernel, "print('first')")) == "first\n"
+
+
+async def test_variables_stay_from_cell_to_cell(kernel):
+    await run(kernel, "kept = 41")
+    found = await run(kernel, "kept + 1")
+    assert found.outputs == (Result(execution_count=found.execution_count, data={"text/plain": "42"}),)
+
+
+async def test_streams_stay_apart(kernel):
+    execution = await run(kernel, "import sys; print('out'); print('err', file=sys.stderr)")
+    assert (printed(execution), printed(execution, "stderr")) == ("out\n", "err\n")
+
+
+async def test_an_error_is_an_output_with_its_line(kernel):
+    execution = await run(kernel, "a = 1\n1/0")
+    assert execution.status == "error"
+    assert error_of(execution).ename == "ZeroDivisionError"
+    assert "line 2" in "".join(error_of(execution).traceback)
+
+
+async def test_tracebacks_have_no_colour(kernel):
+    assert "\x1b" not in "".join(error_of(await run(kernel, "undefined")).traceback)
+
+
+async def test_a_cell_after_a_failed_one_runs(kernel):
+    await run(kernel, "1/0")
+    assert printed(await run(kernel, "print('on')")) == "on\n"
+
+
+async def test_a_syntax_error_in_the_live_kernel_is_an_error(kernel):
+    assert error_of(await run(kernel, "x = = 1")).ename == "SyntaxError"
+
+
+async def test_top_level_await_works(kernel):
+    assert printed(await run(kernel, "import asyncio; await asyncio.sleep(0.01); print('awaited')")) == "awaited\n"
+
+
+async def test_magics_work(kernel):
+    assert printed(await run(kernel, "%%capture\nprint('no')")) == ""
+
+
+async def test_an_empty_cell_is_ok(kernel):
+    assert (await run(kernel, "")).status == "ok"
+
+
+async def test_a_large_cell_is_ok(kernel):
+    assert printed(await run(kernel, "text = '" + "x" * 900_000 + "'\nprint(len(text))")) == "900000\n"
+
+
+async def test_the_host_measures_the_time(kernel):
+    execution = await run(kernel, "import time as t\nt.sleep(0.3)\nt_real = t.time\nt.time = t.monotonic = lambda: 0\n")
+    await run(kernel, "t.time = t_real")
+    assert 0.3 <= execution.seconds < 2
+
+
+async def test_the_kernel_is_not_the_hosts_environment(kernel, monkeypatch):
+    monkeypatch.setenv("DOJO_CANARY", "seen")
+    assert printed(await run(kernel, "import os; print(os.environ.get('DOJO_CANARY'))")) == "None\n"
+
+
+async def test_data_and_workspace_are_where_the_agent_is_told(kernel):
+    code = f"import os; print(os.path.exists('{kernel.data_path}/train.csv'), os.path.samefile('.', '{kernel.workspace_path}'))"
+    assert printed(await run(kernel, code)) == "True True\n"
+
+
+# --- display ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_display_is_a_mime_bundle(kernel):
+    execution = await run(kernel, "from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'))")
+    assert isinstance(execution.outputs[0], Display)
+    assert execution.outputs[0].data["text/html"] == "<b>x</b>"
+
+
+async def test_clear_output_clears(kernel):
+    execution = await run(kernel, "from IPython.display import clear_output\nprint('a'); clear_output(); print('b')")
+    assert printed(execution) == "b\n"
+
+
+async def test_clear_output_can_wait_for_the_next_output(kernel):
+    execution = await run(kernel, "print('a')\nclear_output(wait=True)")
+    assert printed(execution) == "a\n"
+
+
+async def test_a_display_is_updated_within_its_cell(kernel):
+    execution = await run(kernel, "h = display('one', display_id=True)\nh.update('two')")
+    assert [output.data["text/plain"] for output in execution.outputs] == ["'two'"]
+
+
+async def test_a_later_cell_cannot_change_an_earlier_display(kernel):
+    await run(kernel, "h = display('one', display_id=True)")
+    assert (await run(kernel, "h.update('two')")).outputs == ()
+
+
+async def test_a_hundred_thousand_display_updates_leave_the_last(kernel):
+    execution = await run(kernel, "h = display(0, display_id=True)\nfor i in range(100_000): h.update(i)", 120)
+    assert [output.data["text/plain"] for output in execution.outputs] == ["99999"]
+
+
+async def test_a_plot_is_a_picture(kernel):
+    if "No module" in printed(await run(kernel, "try:\n  import matplotlib\nexcept ImportError as e: print(e)", 60)):
+        pytest.skip("the box has no matplotlib")
+    execution = await run(kernel, "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", 60)
+    assert any(isinstance(output, Display) and "image/png" in output.data for output in execution.outputs)
+
+
+async def test_lone_surrogates_become_valid_text(kernel):
+    execution = await run(kernel, "display({'text/plain': 'a\\ud800b'}, raw=True)")
+    assert execution.outputs[0].data["text/plain"].encode()
+
+
+# --- output that is late, or a flood ---------------------------------------------------------------------------------
+
+
+async def test_all_output_is_in_before_the_cell_is_over(kernel):
+    for number in range(50):
+        assert printed(await run(kernel, f"print({number})")) == f"{number}\n"
+
+
+async def test_twenty_thousand_flushed_lines_all_arrive(kernel):
+    execution = await run(kernel, "for i in range(20_000): print(i, flush=True)", 60)
+    assert printed(execution) == "".join(f"{number}\n" for number in range(20_000))
+
+
+async def test_late_output_of_a_thread_is_reported_under_its_cell(kernel):
+    code = "import threading, time\ndef late():\n    time.sleep(0.3); print('late')\nthreading.Thread(target=late).start()"
+    await run(kernel, code, cell="s0007")
+    await asyncio.sleep(0.8)
+    execution = await run(kernel, "print('now')", cell="s0008")
+    assert printed(execution) == "now\n"
+    assert [(late.cell, late.outputs) for late in execution.late] == [("s0007", (Stream(name="stdout", text="late\n"),))]
+
+
+async def test_output_of_the_file_descriptor_belongs_to_the_cell(kernel):
+    execution = await run(kernel, "import os, time; os.write(1, b'raw\\n'); time.sleep(0.5)")
+    assert printed(execution) == "raw\n"
+
+
+async def test_output_of_a_child_arrives(kernel):
+    execution = await run(kernel, "import subprocess, sys, time\nsubprocess.Popen(['echo', 'child']).wait(); time.sleep(0.5)")
+    assert printed(execution) == "child\n"
+
+
+async def test_a_flood_of_200_mb_keeps_head_and_tail(kernel):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    execution = await run(kernel, "print('head')\nfor i in range(200_000): print('x' * 1000)\nprint('tail')", 120)
+    text = printed(execution)
+    assert (text.startswith("head\n"), text.endswith("tail\n")) == (True, True)
+    assert len(text) < 5_100_000
+    assert execution.dropped > 190_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+async def test_a_flood_of_displays_is_bounded_on_the_host(kernel):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    execution = await run(kernel, "for i in range(200): display({'text/plain': 'x' * 1_000_000}, raw=True)", 120)
+    assert sum(len(str(output)) for output in execution.outputs) < 6_000_000
+    assert execution.dropped > 100_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+async def test_results_are_not_held_by_the_kernel(kernel):
+    await run(kernel, "import gc\nclass Big:\n    pass\nBig()\n")
+    for _ in range(3):
+        await run(kernel, "Big()")
+    assert printed(await run(kernel, "gc.collect(); print(sum(isinstance(o, Big) for o in gc.get_objects()) <= 1)")) == "True\n"
+
+
+# --- nothing waits for a person --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code", ["!cat", "input()", "breakpoint()", "import sys; sys.stdin.read()", "import subprocess; subprocess.run('cat')"]
+)
+async def test_nothing_waits_for_a_person(kernel, code):
+    execution = await run(kernel, code)
+    assert execution.seconds < 10
+    assert execution.rung is None
+
+
+@pytest.mark.parametrize("code", ["exit()", "quit()", "exit", "import sys; sys.exit(0)"])
+async def test_leaving_is_an_error_that_the_kernel_survives(kernel, code):
+    await run(kernel, "kept = 1")
+    assert (await run(kernel, code)).status == "error"
+    assert printed(await run(kernel, "print(kept)")) == "1\n"
+
+
+# --- time limits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import time; time.sleep(60)", "while True: pass", "await asyncio.sleep(60)", "import subprocess; subprocess.run(['sleep', '60'])"],
+    ids=["sleep", "loop", "await", "child"],
+)
+async def test_a_timeout_interrupts_and_variables_survive(kernel, code):
+    await run(kernel, "import asyncio\nkept = 1")
+    execution = await run(kernel, code, 0.5)
+    assert (execution.status, execution.death) == ("timeout", None)
+    assert execution.rung in ("message", "sigint")
+    assert "kept" in execution.survived
+    assert execution.seconds < 6
+
+
+STUBBORN = {
+    "except BaseException": "import time\nwhile True:\n  try:\n    while True: time.sleep(0.01)\n  except BaseException: pass",
+    "holds the GIL": "import re; re.match('(a+)+$', 'a' * 60 + 'b')",
+    "ignores SIGINT": "import signal, ctypes\nsignal.signal(2, signal.SIG_IGN); ctypes.PyDLL(None).sleep(60)",
+}
+
+
+@pytest.mark.parametrize("code", STUBBORN.values(), ids=STUBBORN)
+async def test_a_stubborn_cell_is_killed_in_time(kernel, code):
+    execution = await run(kernel, code, 0.5)
+    assert execution.status == "timeout"
+    assert execution.seconds < 7
+    if execution.rung == "kill":
+        assert (execution.death.kind, execution.survived) == ("killed_by_host", ())
+    assert printed(await run(kernel, "print('on')")) == "on\n"
+
+
+async def test_after_a_timeout_nothing_of_the_cell_runs_on(kernel):
+    await run(kernel, STUBBORN["except BaseException"].replace("time.sleep(0.01)", "open('beat', 'w').write(str(time.time()))"), 0.3)
+    first = await kernel.read_submission("beat", 1000)
+    await asyncio.sleep(0.3)
+    assert await kernel.read_submission("beat", 1000) == first
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+
+DEATHS = {
+    "os._exit(0)": ("import os; os._exit(0)", Death(kind="user_exit", code=0)),
+    "os._exit(3)": ("import os; os._exit(3)", Death(kind="exited", code=3)),
+    "segfault": ("import ctypes; ctypes.string_at(0)", Death(kind="signal", code=11)),
+    "SIGKILL": ("import os; os.kill(os.getpid(), 9)", Death(kind="signal", code=9)),
+    "abort": ("import os; os.abort()", Death(kind="signal", code=6)),
+}
+
+
+@pytest.mark.parametrize(("code", "death"), DEATHS.values(), ids=DEATHS)
+async def test_a_death_is_typed_within_half_a_second(kernel, code, death):
+    life = (await run(kernel, "kept = 1")).life
+    execution = await run(kernel, code)
+    assert (execution.status, execution.death, execution.life) == ("died", death, life)
+    assert execution.seconds < 1.0
+    after = await run(kernel, "'kept' in globals()")
+    assert (after.life, after.outputs[0].data["text/plain"]) == (life + 1, "False")
+
+
+async def test_the_last_words_of_a_killed_kernel_are_kept(kernel):
+    execution = await run(kernel, "import os, sys\nprint('last'); print('words', file=sys.stderr); os.kill(os.getpid(), 9)")
+    assert (printed(execution), printed(execution, "stderr")) == ("last\n", "words\n")
+
+
+async def test_a_kernel_that_died_between_cells_is_replaced_once(kernel):
+    life = (await run(kernel, "import os, threading\nthreading.Timer(0.2, lambda: os._exit(4)).start()")).life
+    await asyncio.sleep(0.6)
+    execution = await run(kernel, "print('new')")
+    assert (printed(execution), execution.life) == ("new\n", life + 1)
+    assert "died between two cells" in execution.notes[0]
+
+
+def holds_memory(kernel: KernelSession) -> bool:
+    return any(one.limit == "memory" and one.by == "cgroup" for one in kernel.enforcement)
+
+
+async def test_running_out_of_memory_is_told(kernel):
+    if not holds_memory(kernel):
+        pytest.skip("no cgroup holds this box's memory here")
+    execution = await run(kernel, "b = [bytearray(50_000_000) for _ in range(100)]", 60)
+    assert execution.death is not None
+    assert execution.death.kind == "oom"
+
+
+async def test_a_child_out_of_memory_is_no_death(kernel):
+    if not holds_memory(kernel):
+        pytest.skip("no cgroup holds this box's memory here")
+    child = "open('/proc/self/oom_score_adj', 'w').write('1000'); b = [bytearray(50_000_000) for _ in range(100)]"
+    execution = await run(kernel, f'import subprocess, sys\nprint(subprocess.run([sys.executable, "-c", "{child}"]).returncode)', 60)
+    assert (printed(execution), execution.death) == ("-9\n", None)
+    assert execution.oom_kills >= 1
+
+
+async def test_a_fork_bomb_ends_with_the_cell(kernel):
+    if not any(one.limit == "pids" and one.by in ("cgroup", "rlimit") for one in kernel.enforcement):
+        pytest.skip("nothing holds the number of processes of this box")
+    bomb = "import os, time\nfor _ in range(2000):\n  try:\n    if os.fork() == 0: time.sleep(60); os._exit(0)\n  except OSError: pass"
+    await run(kernel, bomb, 20)
+    await kernel.restart()
+    assert printed(await run(kernel, "print('on')")) == "on\n"
+
+
+async def test_a_restart_empties_memory_and_keeps_files(kernel):
+    await run(kernel, "kept = 1; open('kept.txt', 'w').write('file')")
+    await kernel.restart()
+    assert printed(await run(kernel, "print('kept' in globals(), open('kept.txt').read())")) == "False file\n"
+
+
+async def test_a_daemon_dies_with_a_restart(kernel):
+    beat = "import time\\nwhile True: open('beat', 'w').write(str(time.time())); time.sleep(0.02)"
+    await run(kernel, f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', \"{beat}\"], start_new_session=True, env={{}});")
+    await asyncio.sleep(0.5)
+    assert await kernel.read_submission("beat", 1000)
+    await kernel.restart()
+    first = await kernel.read_submission("beat", 1000)
+    await asyncio.sleep(0.3)
+    assert await kernel.read_submission("beat", 1000) == first
+
+
+async def test_deaths_beyond_the_budget_lose_the_box(box, tmp_path):
+    kernel = await opened(box, tmp_path, max_restarts=1)
+    try:
+        await run(kernel, "import os; os._exit(1)")
+        execution = await run(kernel, "import os; os._exit(1)")
+        assert execution.notes[-1] == "No restart is left."
+        with pytest.raises(BoxLostError, match="died 2 times"):
+            await run(kernel, "1")
+    finally:
+        await kernel.close()
+        await kernel.close()
+
+
+# --- a hostile kernel ------------------------------------------------------------------------------------------------
+
+SESSION = "import threading, time\nkernel = get_ipython().kernel\nsession = kernel.session\nreal = session.send\n"
+
+
+async def test_a_lost_idle_ends_the_cell_all_the_same(kernel):
+    await kernel.restart()
+    code = SESSION + (
+        "def send(stream, what, content=None, *a, **k):\n"
+        "    if what == 'status' and content == {'execution_state': 'idle'}:\n"
+        "        session.send = real\n        return\n"
+        "    return real(stream, what, content, *a, **k)\n"
+        "session.send = send\nprint('said')"
+    )
+    execution = await run(kernel, code, 15)
+    assert (printed(execution), execution.status) == ("said\n", "ok")
+    assert execution.seconds < 5
+
+
+async def test_a_lost_reply_ends_the_cell_all_the_same(kernel):
+    await kernel.restart()
+    code = SESSION + (
+        "def send(stream, what, *a, **k):\n"
+        "    if what == 'execute_reply':\n        session.send = real\n        return {'content': {'status': 'ok'}}\n"
+        "    return real(stream, what, *a, **k)\n"
+        "session.send = send\nprint('said')"
+    )
+    execution = await run(kernel, code, 15)
+    assert printed(execution) == "said\n"
+    assert execution.seconds < 5
+    assert any("lost its reply" in note for note in execution.notes)
+
+
+async def test_an_early_forged_idle_does_not_end_the_cell(kernel):
+    await kernel.restart()
+    code = SESSION + (
+        "session.send(kernel.iopub_socket, 'status', {'execution_state': 'idle'}, parent=kernel.get_parent())\n"
+        "time.sleep(2.5); print('done')"
+    )
+    execution = await run(kernel, code, 15)
+    assert (printed(execution), execution.status) == ("done\n", "ok")
+
+
+async def test_a_forged_reply_and_idle_make_output_late_and_nothing_worse(kernel):
+    await kernel.restart()
+    code = SESSION + (
+        "parent = kernel.get_parent()\n"
+        "ident = kernel._parent_ident['shell'] if hasattr(kernel, '_parent_ident') else None\n"
+        "session.send(kernel.iopub_socket, 'status', {'execution_state': 'idle'}, parent=parent)\n"
+        "time.sleep(1); print('done')"
+    )
+    assert (await run(kernel, code, 15)).status == "ok"
+    assert printed(await run(kernel, "print('next')")) == "next\n"
+
+
+FRAMES = {
+    "content is a list": "session.send(sock, 'stream', ['x'], parent=parent)",
+    "text is a number": "session.send(sock, 'stream', {'name': 'stdout', 'text': 5}, parent=parent)",
+    "bytes without a message": "sock.send_multipart([b'x' * 100])",
+    "no delimiter": "sock.send_multipart([b'a', b'b', b'c'])",
+    "deep nesting": "sock.send_multipart([b'<IDS|MSG>', *(lambda p: [session.sign(p), *p])([b'[' * 200_000, b'{}', b'{}', b'{}'])])",
+    "a bad signature": "sock.send_multipart([b'<IDS|MSG>', b'0', b'{}', b'{}', b'{}', b'{}'])",
+    "NaN": "session.send(sock, 'display_data', {'data': {'application/json': float('inf')}, 'metadata': {}}, parent=parent)",
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+async def test_hostile_frames_do_no_harm(kernel, frame):
+    setup = SESSION + "sock = kernel.iopub_thread if hasattr(kernel, 'iopub_thread') else kernel.iopub_socket\nparent = kernel.get_parent()\n"
+    execution = await run(kernel, f"{setup}\ntry:\n    {frame}\nexcept Exception as e: pass\nprint('on')")
+    assert printed(execution).endswith("on\n")
+    assert printed(await run(kernel, "print('next')")) == "next\n"
+
+
+async def test_many_hostile_frames_kill_the_kernel(kernel):
+    code = "s = get_ipython().kernel.iopub_socket\nimport time\nfor _ in range(1000): s.send_multipart([b'x'])\ntime.sleep(30)"
+    execution = await run(kernel, code)
+    assert (execution.status, execution.death.kind) == ("died", "protocol")
+    assert printed(await run(kernel, "print('on')")) == "on\n"
+
+
+async def test_one_huge_message_hurts_nobody(kernel):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await run(kernel, "display({'text/plain': 'x' * 100_000_000}, raw=True)", 10)
+    assert printed(await run(kernel, "print('on')", 10)) == "on\n"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+# --- scratch ---------------------------------------------------------------------------------------------------------
+
+
+async def test_validation_leaves_no_trace(kernel):
+    await run(kernel, "kept = 1\nopen('submission.csv', 'w').write('id,y\\n1,2\\n');")
+    signature = kernel.submission_signature("submission.csv")
+    code = "kept = 2\nprint(open('submission.csv').read())\nopen('submission.csv', 'w').write('gone')\nopen('new', 'w').write('x');"
+    execution = await kernel.validate(code, 20)
+    assert (execution.where, execution.status) == ("scratch", "ok")
+    assert printed(execution) == "id,y\n1,2\n\n"
+    assert kernel.submission_signature("submission.csv") == signature
+    assert await kernel.read_submission("submission.csv", 1000) == b"id,y\n1,2\n"
+    assert printed(await run(kernel, "import os; print(kept, os.path.exists('new'))")) == "1 False\n"
+
+
+async def test_validation_cannot_write_to_the_live_workspace(kernel):
+    await run(kernel, "open('mine', 'w').write('live');")
+    execution = await kernel.validate(f"open('{kernel.workspace_path}/mine', 'w').write('scratch')", 20)
+    assert execution.status == "error"
+    assert await kernel.read_submission("mine", 1000) == b"live"
+
+
+async def test_validation_does_not_see_the_live_variables(kernel):
+    await run(kernel, "only_live = 1")
+    assert error_of(await kernel.validate("only_live", 20)).ename == "NameError"
+
+
+async def test_a_syntax_error_is_told_with_its_line_and_nothing_is_run(kernel):
+    started = time.monotonic()
+    execution = await kernel.validate("open('ran', 'w').close()\nx = = 1\n", 20)
+    assert (execution.where, execution.status) == ("scratch", "error")
+    assert "line 2" in error_of(execution).evalue
+    assert time.monotonic() - started < 0.3
+    assert await kernel.read_submission("ran", 10) is None
+
+
+async def test_a_scratch_kernel_that_dies_leaves_the_live_one(kernel):
+    await run(kernel, "kept = 1")
+    execution = await kernel.validate("import os; os._exit(5)", 20)
+    assert execution.death == Death(kind="exited", code=5)
+    assert printed(await run(kernel, "print(kept)")) == "1\n"
+
+
+async def test_a_scratch_cell_has_its_own_time_limit(kernel):
+    await run(kernel, "kept = 1")
+    assert (await kernel.validate("import time; time.sleep(60)", 0.5)).status == "timeout"
+    assert printed(await run(kernel, "print(kept)")) == "1\n"
+
+
+# --- nothing stays ---------------------------------------------------------------------------------------------------
+
+
+def held() -> tuple[int, int, int, int]:
+    gc.collect()
+    me = os.getpid()
+    children = [entry for entry in os.listdir("/proc") if entry.isdigit() and _parent(entry) == me]
+    runs = [entry for entry in os.listdir("/tmp") if entry.startswith("dk-")]
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(children), len(runs)
+
+
+def _parent(pid: str) -> int:
+    try:
+        return int(Path("/proc", pid, "stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+async def _starts(box: str, folder: Path, count: int) -> None:
+    for _ in range(count):
+        kernel = await opened(box, folder)
+        assert printed(await run(kernel, "print('on')")) == "on\n"
+        await kernel.close()
+
+
+async def test_starts_leave_nothing_behind(box, tmp_path):
+    await _starts(box, tmp_path, 1)
+    before = held()
+    await _starts(box, tmp_path, 3)
+    after = held()
+    assert after[0] <= before[0] + 2
+    assert after[1] <= before[1] + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_hundreds_of_starts_leave_nothing_behind(box, tmp_path):
+    count = 500 if box == "process" else 100
+    await _starts(box, tmp_path, 2)
+    before = held()
+    await _starts(box, tmp_path, count)
+    after = held()
+    assert after[0] <= before[0] + 2
+    assert after[1] <= before[1] + 2
+    assert after[2] <= before[2]
