@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -28,6 +27,7 @@ from traitlets import Float
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
 from dojo_kernel.kernel import reaper
 from dojo_kernel.kernel.box import GB, INSIDE, BoxProvisioner
+from dojo_kernel.kernel.seccomp import docker_profile
 from dojo_kernel.records import Enforcement, Limits
 
 if TYPE_CHECKING:
@@ -219,45 +219,6 @@ class Cgroup(NamedTuple):
         return (self.freezer / "freezer.state").read_text().strip() == ("FROZEN" if frozen else "THAWED")
 
 
-# --- system calls ----------------------------------------------------------------------------------------------------
-
-DENIED_CALLS = """
-ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd io_uring_setup io_uring_enter io_uring_register bpf
-perf_event_open userfaultfd keyctl add_key request_key mount umount2 pivot_root unshare setns open_by_handle_at
-name_to_handle_at kexec_load kexec_file_load init_module finit_module delete_module swapon swapoff reboot acct quotactl
-quotactl_fd syslog move_mount open_tree fsopen fsmount fsconfig fspick mount_setattr lookup_dcookie vhangup clock_settime
-settimeofday adjtimex clock_adjtime iopl ioperm modify_ldt memfd_secret socketcall create_module get_kernel_syms
-query_module nfsservctl uselib ustat sysfs _sysctl personality fanotify_init move_pages mbind migrate_pages chroot
-""".split()
-FAMILIES = (1, 2, 10, 16)  # unix, inet, inet6, netlink
-LAST_FAMILY = 64
-CLONE_NEWUSER, TIOCSTI, TIOCLINUX, LOW32 = 0x1000_0000, 0x5412, 0x541C, 0xFFFF_FFFF
-
-
-@functools.cache
-def seccomp_profile() -> str:
-    """A profile for the engine, which takes it in place of its own: everything but what kernels are attacked by.
-
-    Arguments are compared by their low 32 bits, as the kernel will see them: a filter sees whole registers, and an
-    upper half that is set would slip through. 32-bit programs are killed: only the native architecture is listed.
-    """
-    low: list[tuple[str, int, int, int]] = [("clone", 0, CLONE_NEWUSER, CLONE_NEWUSER)]
-    low += [("ioctl", 1, LOW32, request) for request in (TIOCSTI, TIOCLINUX)]
-    families = [family for family in range(LAST_FAMILY) if family not in FAMILIES]
-    rules = [
-        {"names": DENIED_CALLS, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM},
-        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},  # its flags are behind a pointer: libc falls back
-        *(_low_bits(name, index, mask, value, errno.EPERM) for name, index, mask, value in low),
-        *(_low_bits(call, 0, LOW32, family, errno.EAFNOSUPPORT) for call in ("socket", "socketpair") for family in families),
-    ]
-    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
-
-
-def _low_bits(name: str, index: int, mask: int, value: int, error: int) -> dict[str, Any]:
-    argument = {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
-    return {"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": error, "args": [argument]}
-
-
 # --- the box ---------------------------------------------------------------------------------------------------------
 
 
@@ -410,7 +371,7 @@ def _profile(limits: Limits, info: dict[str, Any]) -> dict[str, Any]:
         "network_mode": "none",
         "read_only": True,
         "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges", f"seccomp={seccomp_profile()}"],
+        "security_opt": ["no-new-privileges", f"seccomp={json.dumps(docker_profile())}"],
         "pids_limit": limits.pids,
         "mem_limit": memory,
         "memswap_limit": memory,
