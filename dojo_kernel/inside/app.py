@@ -10,13 +10,14 @@ import collections
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import zmq
-from IPython.core.autocall import IPyAutocall
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.autocall import IPyAutocall
 
 NAME = "dojo_kernel_app"
 """Under which this file is found again when it runs as a script: traitlets resolve the stream class by name."""
@@ -30,9 +31,9 @@ CELLS_KEPT = 16
 
 
 class BlackBox:
-    """A file beside the connection file with everything printed; it survives SIGKILL and a segfault, which zmq does not.
+    r"""A file beside the connection file with everything printed; it survives SIGKILL and a segfault, which zmq does not.
 
-    The text of one cell and stream follows a line `\\0<msg_id>:<stream>\\0`.
+    The text of one cell and stream follows a line `\0<msg_id>:<stream>\0`.
     """
 
     def __init__(self, path: str) -> None:
@@ -90,7 +91,7 @@ class TeeOutStream(OutStream):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cells: collections.OrderedDict[str, CellText] = collections.OrderedDict()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
 
     def _cell(self, cell: str) -> CellText:
         found = self._cells.get(cell)
@@ -153,7 +154,7 @@ class DojoKernel(IPythonKernel):
         cut = sum(stream.end_cell(cell) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream))
         if cut:
             metadata["dojo_cut"] = cut
-        return super().finish_metadata(parent, metadata, reply_content)
+        return super().finish_metadata(parent, metadata, reply_content)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
 
 
 class DojoKernelApp(IPKernelApp):
@@ -162,29 +163,29 @@ class DojoKernelApp(IPKernelApp):
     def _bind_socket(self, s: Any, port: int) -> int:
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.XPUB_NODROP, 1)  # before bind; back-pressure instead of silent loss at the high-water mark
-        bound: int = super()._bind_socket(s, port)
+        bound: int = super()._bind_socket(s, port)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
         return bound
 
     def init_io(self) -> None:
         """Open the black box before the streams exist."""
-        TeeOutStream.black_box = BlackBox(os.path.join(os.path.dirname(self.abs_connection_file) or ".", "output.log"))
-        super().init_io()
+        TeeOutStream.black_box = BlackBox(str(Path(self.abs_connection_file).with_name("output.log")))
+        super().init_io()  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
 
     def initialize(self, argv: Any = None) -> None:
         """Settings that have no trait."""
-        super().initialize(argv)
+        super().initialize(argv)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
         for name in ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
             os.environ.pop(name, None)
-        shell = self.shell
+        shell: Any = self.shell
         shell.system = shell.system_raw  # `!cat` through a pty would wait for a person for ever
-        shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)
+        shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
         shell.user_ns_hidden.update(exit=hint, quit=hint)
 
 
 def main() -> None:
     """Run the kernel of the connection file named on the command line."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = ["", *(entry for entry in sys.path if entry and os.path.abspath(entry) != here)]
+    here = Path(__file__).resolve().parent
+    sys.path[:] = ["", *(entry for entry in sys.path if entry and Path(entry).resolve() != here)]
     sys.modules.setdefault(NAME, sys.modules[__name__])
     os.environ.update(NO_COLOR="1", TERM="dumb", PYDEVD_DISABLE_FILE_VALIDATION="1", JPY_PARENT_PID="1")
     if os.environ.get("MPLBACKEND", "agg").lower() == "agg":
@@ -196,7 +197,7 @@ def main() -> None:
     app.config.InteractiveShell.colors = "nocolor"
     app.config.InteractiveShell.banner1 = ""
     app.initialize()
-    app.start()
+    app.start()  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
 
 
 if __name__ == "__main__":

@@ -425,8 +425,8 @@ class SandboxProvisioner(BoxProvisioner):
             ),
             Enforcement(limit="network", by="namespace", detail="none but its own loopback"),
             Enforcement(limit="memory", by="cgroup" if held else "watchdog", detail=memory),
-            Enforcement(limit="cpu", by="cgroup" if cpu else "nothing", detail=group if cpu else "OMP_NUM_THREADS and the like only"),
-            Enforcement(limit="pids", by="cgroup" if held else "rlimit", detail=group or "RLIMIT_NPROC inside the user namespace"),
+            Enforcement(limit="cpu", by="cgroup" if cpu else "nothing", detail=group if cpu else "a hint to libraries only"),
+            Enforcement(limit="pids", by="cgroup" if held else "rlimit", detail=group or "RLIMIT_NPROC in the user namespace"),
             Enforcement(
                 limit="disk",
                 by="tmpfs" if quota else "rlimit",

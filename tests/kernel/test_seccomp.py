@@ -77,7 +77,11 @@ def test_a_program_is_whole_instructions_and_every_jump_lands_inside(machine):
     assert len(program) % 8 == 0
     count = len(program) // 8
     for index in range(count):
-        code, yes, no = int.from_bytes(program[index * 8 : index * 8 + 2], sys.byteorder), program[index * 8 + 2], program[index * 8 + 3]
+        code, yes, no = (
+            int.from_bytes(program[index * 8 : index * 8 + 2], sys.byteorder),
+            program[index * 8 + 2],
+            program[index * 8 + 3],
+        )
         if code & 7 == 5:
             assert max(yes, no) + index + 1 < count
     assert program[-8:-6] == (6).to_bytes(2, sys.byteorder)

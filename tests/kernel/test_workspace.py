@@ -100,7 +100,6 @@ def test_the_quota_stops_one_big_file_and_many_small_ones(tmp_path):
             (made.path / "big").write_bytes(bytes(5 << 20))
         (made.path / "big").unlink()
         with pytest.raises(OSError, match="No space"):
-            for number in range(1000):
-                (made.path / str(number)).touch()
+            [(made.path / str(number)).touch() for number in range(1000)]
     finally:
         made.remove()
