@@ -1,0 +1,126 @@
+"""What a dead host left behind is given back by the next one, and nothing of a living one is touched."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+import pytest
+
+from dojo_kernel.kernel import reaper
+from dojo_kernel.settings import state_root
+
+HOST = """
+import sys, subprocess
+from pathlib import Path
+from dojo_kernel.kernel import reaper
+from dojo_kernel.kernel.workspace import mount_tmpfs
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+import tempfile
+folder = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))
+reaper.lease("run_dir", str(folder))
+(folder / "w").mkdir()
+mount_tmpfs(folder / "w", 1 << 20, 0)
+(folder / "w/file").write_text("x")
+(folder / "w/link").symlink_to(sys.argv[1])
+reaper.lease("pid", f"{child.pid}:{reaper.start_time(child.pid)}")
+print(child.pid, folder, reaper.host_name(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOJO_STATE", str(tmp_path / "state"))
+    return state_root() / "hosts"
+
+
+@pytest.fixture
+def host(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOST, str(kept)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        pid, folder, name = process.stdout.readline().split()
+        yield process, int(pid), Path(folder), name, kept
+        process.kill()
+    reaper.reap()
+
+
+def alive(pid):
+    try:
+        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+
+
+def test_a_dead_host_s_processes_mounts_and_folders_are_given_back(host, state):
+    process, pid, folder, name, kept = host
+    process.kill()
+    process.wait()
+    assert folder.exists()
+    given = reaper.reap()
+    assert {one.kind for one in given} == {"run_dir", "pid"}
+    assert not folder.exists()
+    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+    assert not alive(pid)
+    assert list(state.glob(f"{name}.*")) == []
+    assert (kept / "file").exists(), "links out of the tree are not followed"
+
+
+def test_a_living_host_keeps_what_it_has(host):
+    _, pid, folder, _, _ = host
+    assert reaper.reap() == []
+    assert folder.exists()
+    assert alive(pid)
+
+
+def test_the_hooks_hear_the_name_of_the_dead(host, monkeypatch):
+    process, _, _, name, _ = host
+    heard = []
+    monkeypatch.setattr(reaper, "HOOKS", [heard.append])
+    process.kill()
+    process.wait()
+    reaper.reap()
+    assert heard == [name]
+
+
+def test_a_pid_that_belongs_to_another_process_now_is_spared_and_so_are_folders_that_are_not_ours(state, tmp_path):
+    mine = tmp_path / "dk-mine"
+    mine.mkdir()
+    state.mkdir(parents=True)
+    (state / "1-1.lock").touch()
+    leases = [("pid", f"{os.getpid()}:1"), ("pid", f"{os.getpid()}:"), ("run_dir", str(mine)), ("cgroup", str(mine))]
+    (state / "1-1.json").write_text(json.dumps(leases))
+    assert len(reaper.reap()) == len(leases)
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[["run_dir"]]', "null"])
+def test_a_list_torn_by_a_crash_is_no_error(state, text):
+    state.mkdir(parents=True)
+    (state / "1-1.lock").touch()
+    (state / "1-1.json").write_text(text)
+    assert reaper.reap() == []
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.parametrize("escape", ["/tmp/dk-x/../{name}", "/tmp/dk-x/../../tmp/{name}"])
+def test_a_lease_cannot_lead_out_of_the_run_folders(state, escape):
+    victim = Path(tempfile.mkdtemp(prefix=f"kept-{uuid.uuid4().hex[:6]}", dir="/tmp"))
+    base = Path("/tmp/dk-x")
+    base.mkdir(exist_ok=True)
+    state.mkdir(parents=True)
+    (state / "1-1.lock").touch()
+    (state / "1-1.json").write_text(json.dumps([("run_dir", escape.format(name=victim.name))]))
+    try:
+        reaper.reap()
+        assert victim.exists()
+    finally:
+        base.rmdir()
+        victim.rmdir()
