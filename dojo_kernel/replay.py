@@ -1,7 +1,7 @@
 """A run played again in a fresh box, cell by cell, and compared with what its journal or notebook says.
 
 What ran is repeated with the same restarts at the same places and, where a submission was graded, it is graded again. A
-cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars; `close`: equal but for the last digits of
+cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars, the lines of tracebacks; `close`: equal but for the last digits of
 numbers; `not_replayable`: it ran into its limit or ended its kernel, and did so again; `skipped`; or it `differs`.
 """
 
@@ -356,8 +356,8 @@ def compare(then: Execution, now: Execution, paths: dict[str, str]) -> tuple[Ver
     old, new = _texts(then.outputs), _texts(now.outputs)
     if old == new or old == _texts(shown(now.outputs)):
         return "exact", ""
-    old = _by_channel(_texts(shown(then.outputs)), paths)
-    new = _by_channel(_texts(shown(now.outputs)), paths)
+    old = _by_channel(_texts(shown(then.outputs), traces=False), paths)  # which Python and IPython draw each in its own way
+    new = _by_channel(_texts(shown(now.outputs), traces=False), paths)
     if old == new:
         return "sanitised", ""
     if len(old) == len(new) and all(a[0] == b[0] and _close(a[1], b[1]) for a, b in zip(old, new, strict=True)):
@@ -369,7 +369,7 @@ def _kind(run: Execution) -> str:
     return f"{run.status} ({run.death.kind})" if run.death else run.status
 
 
-def _texts(outputs: Sequence[Output]) -> list[tuple[str, str]]:
+def _texts(outputs: Sequence[Output], *, traces: bool = True) -> list[tuple[str, str]]:
     """Channel and content of each output, streams joined where they touch."""
     texts: list[tuple[str, str]] = []
     for one in outputs:
@@ -379,7 +379,7 @@ def _texts(outputs: Sequence[Output]) -> list[tuple[str, str]]:
             else:
                 texts.append((one.name, one.text))
         elif isinstance(one, Error):
-            texts.append(("error", "\n".join((one.ename, one.evalue, *one.traceback))))
+            texts.append(("error", "\n".join((one.ename, one.evalue, *(one.traceback if traces else ())))))
         elif isinstance(one, Display | Result):
             for mime in sorted(one.data):
                 value = one.data[mime]

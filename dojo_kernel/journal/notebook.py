@@ -187,7 +187,8 @@ class _Page:
         self._life = 0
         name = f"resumed-{self._resumed}"
         text = f"The episode was resumed, {entities(event.started_at)}: the box was new, its workspace empty."
-        self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": {"resumed": _safe(event.model_dump(mode="python"))}}))
+        about = {"resumed": _safe(event.model_dump(mode="python"))}
+        self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": about}))
         self._add_restart(name, "The kernel of before is gone: it starts here with empty memory.")
 
     def _add_restart(self, name: str, why: str) -> None:
@@ -305,7 +306,9 @@ def _death(run: Execution) -> str:
 # --- the header ------------------------------------------------------------------------------------------------------
 
 
-def _header(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], opened: Opened, closed: Closed | None) -> str:
+def _header(
+    events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], opened: Opened, closed: Closed | None
+) -> str:
     steps = [one.step for one in events if isinstance(one, Stepped)]
     lines = [
         f"# {entities(opened.competition)}",
