@@ -84,4 +84,4 @@ async def test_nothing_is_left_of_a_killed_host_and_resume_goes_on(box, tmp_path
         step = await episode.step({"name": "execute_code", "code": "print('x' in globals())"})
         assert "False" in step.observation.text
     kinds = [event.type for event in read_journal(folder)]
-    assert kinds == ["opened", "acted", "stepped", "acted", "interrupted", "acted", "stepped", "closed"]
+    assert kinds == ["opened", "acted", "stepped", "acted", "interrupted", "resumed", "acted", "stepped", "closed"]
