@@ -88,7 +88,7 @@ class CellText:
         return text
 
 
-class TeeOutStream(OutStream):  # type: ignore[misc]
+class TeeOutStream(OutStream):
     """Black box first, wire second, the wire capped per cell with head and tail kept."""
 
     black_box: BlackBox | None = None
@@ -181,7 +181,7 @@ def shrink(value: Any) -> Any:
     return [shrink(item) for item in value] if isinstance(value, list) else value
 
 
-class Hint(IPyAutocall):  # type: ignore[misc]
+class Hint(IPyAutocall):
     """What `exit` and `quit` are here: the kernel belongs to the episode, not to the cell."""
 
     rewrite = False
@@ -191,7 +191,7 @@ class Hint(IPyAutocall):  # type: ignore[misc]
         raise RuntimeError("exit() and quit() do not end this kernel; a cell ends by itself, `reset` starts an empty kernel")
 
 
-class DojoKernel(IPythonKernel):  # type: ignore[misc]
+class DojoKernel(IPythonKernel):
     """Says with each reply how many characters of the cell's output were cut at the source."""
 
     _execute_sleep = 0
@@ -208,7 +208,7 @@ class DojoKernel(IPythonKernel):  # type: ignore[misc]
         return super().finish_metadata(parent, metadata, reply_content)
 
 
-class DojoKernelApp(IPKernelApp):  # type: ignore[misc]
+class DojoKernelApp(IPKernelApp):
     """IPKernelApp with lossless iopub and a quiet, colourless shell that never waits for a person."""
 
     def _bind_socket(self, s: Any, port: int) -> int:
