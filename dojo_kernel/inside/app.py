@@ -14,10 +14,10 @@ import warnings
 from typing import Any
 
 import zmq
-from IPython.core.autocall import IPyAutocall
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.autocall import IPyAutocall
 
 NAME = "dojo_kernel_app"
 """Under which this file is found again when it runs as a script: traitlets resolve the stream class by name."""
@@ -37,7 +37,7 @@ TEXT_CAP = 400_000
 class BlackBox:
     """A file beside the connection file with everything printed; it survives SIGKILL and a segfault, which zmq does not.
 
-    The text of one cell and stream follows a line `\\0<msg_id>:<stream>\\0`.
+    The text of one cell and stream follows a NUL, `<msg_id>:<stream>` and a NUL.
     """
 
     def __init__(self, path: str) -> None:
@@ -95,7 +95,7 @@ class TeeOutStream(OutStream):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cells: collections.OrderedDict[str, CellText] = collections.OrderedDict()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _cell(self, cell: str) -> CellText:
         found = self._cells.get(cell)
@@ -200,12 +200,13 @@ class DojoKernel(IPythonKernel):
         """Called after each cell, before its reply."""
         cell = str(parent.get("header", {}).get("msg_id", ""))
         cut = sum(stream.end_cell(cell) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream))
-        if isinstance(self.session.pack, Packer):
-            cut += self.session.pack.cut
-            self.session.pack.cut = 0
+        packer = getattr(self.session, "pack", None)
+        if isinstance(packer, Packer):
+            cut += packer.cut
+            packer.cut = 0
         if cut:
             metadata["dojo_cut"] = cut
-        return super().finish_metadata(parent, metadata, reply_content)
+        return super().finish_metadata(parent, metadata, reply_content)  # type: ignore[no-untyped-call]
 
 
 class DojoKernelApp(IPKernelApp):
@@ -214,23 +215,23 @@ class DojoKernelApp(IPKernelApp):
     def _bind_socket(self, s: Any, port: int) -> int:
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.XPUB_NODROP, 1)  # before bind; back-pressure instead of silent loss at the high-water mark
-        bound: int = super()._bind_socket(s, port)
+        bound: int = super()._bind_socket(s, port)  # type: ignore[no-untyped-call]
         return bound
 
     def init_io(self) -> None:
         """Open the black box before the streams exist."""
         TeeOutStream.black_box = BlackBox(os.path.join(os.path.dirname(self.abs_connection_file) or ".", "output.log"))
-        super().init_io()
+        super().init_io()  # type: ignore[no-untyped-call]
 
     def initialize(self, argv: Any = None) -> None:
         """Settings that have no trait."""
-        super().initialize(argv)
+        super().initialize(argv)  # type: ignore[no-untyped-call]
         for name in ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
             os.environ.pop(name, None)
         self.session.pack = Packer(self.session.pack)
-        shell = self.shell
+        shell: Any = self.shell
         shell.system = shell.system_raw  # `!cat` through a pty would wait for a person for ever
-        shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)
+        shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]
         shell.user_ns_hidden.update(exit=hint, quit=hint)
 
 
@@ -249,7 +250,7 @@ def main() -> None:
     app.config.InteractiveShell.colors = "nocolor"
     app.config.InteractiveShell.banner1 = ""
     app.initialize()
-    app.start()
+    app.start()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -39,11 +39,19 @@ class Kernel(Protocol):
     box: str
     life: int
     """How often the live kernel was restarted."""
-    enforcement: tuple[Enforcement, ...]
     image: str | None
-    data_path: str
-    """As the agent sees it."""
-    workspace_path: str
+
+    @property
+    def enforcement(self) -> tuple[Enforcement, ...]:
+        """What holds each limit."""
+
+    @property
+    def data_path(self) -> str:
+        """Of the public files, as the agent sees it."""
+
+    @property
+    def workspace_path(self) -> str:
+        """As the agent sees it."""
 
     async def execute(self, code: str, timeout_s: float, *, cell: str = "") -> Execution:
         """Run in the live kernel. Raises BoxLostError, KernelStartError."""
@@ -246,7 +254,7 @@ class KernelSession:
     ) -> Execution:
         outputs = ran.collector.outputs()
         dropped = ran.collector.dropped + ran.cut_at_source
-        survived = None
+        survived: tuple[str, ...] | None = None
         if death is not None:
             survived = () if ran.rung in ("kill", "box") else None
         elif ran.rung is not None:
@@ -363,7 +371,7 @@ def syntax_error(code: str) -> Error | None:
     if len(code) > SYNTAX_CHARS:
         return None
     try:
-        python = TransformerManager().transform_cell(code)
+        python = TransformerManager().transform_cell(code)  # type: ignore[no-untyped-call]
         compile(python, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError as error:
         line = f", line {error.lineno}" if error.lineno else ""

@@ -67,7 +67,7 @@ class Wire:
         self._on_violation = on_violation
         self._session = secrets.token_hex(16)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._readers: dict[int, str] = {}
+        self._readers: list[int] = []
         self._loop = asyncio.get_running_loop()
         self._scheduled: set[str] = set()
         self._monitors: dict[str, zmq.Socket[bytes]] = {}
@@ -116,12 +116,10 @@ class Wire:
         monitor = self._monitors[name] = opened.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._sockets[name] = opened
         opened.connect(address)
-        fd = opened.getsockopt(zmq.FD)
-        self._readers[fd] = name
-        self._loop.add_reader(fd, self._read, name)
-        fd = monitor.getsockopt(zmq.FD)
-        self._readers[fd] = name
-        self._loop.add_reader(fd, self._look, name)
+        for watched, reader in ((opened, self._read), (monitor, self._look)):
+            fd = int(watched.getsockopt(zmq.FD))
+            self._readers.append(fd)
+            self._loop.add_reader(fd, reader, name)
         self._look(name)
         self._again(name)
 
