@@ -43,9 +43,11 @@ from dojo_kernel.records import (
     Stepped,
     Stream,
 )
+from dojo_kernel.run import run
+from dojo_kernel.settings import EpisodeSettings, Experiment, KernelSettings
 
 SHARE = next(
-    Path(file.locate()).resolve().parents[4] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
+    Path(file.locate()).resolve().parents[3] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
 )
 """Where the templates of nbconvert are, also where this Python sees nbconvert in another environment."""
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
@@ -328,10 +330,9 @@ async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "prepared"))
     competition = find("breast-cancer")
     prepare(competition)
-    settings = EpisodeSettings(max_steps=5)  # too few to try each cell first
-    [played] = await run(
-        Experiment(name="plain", competitions=("breast-cancer",), episode=settings, kernel=KernelSettings(box="process")), out=tmp_path / "runs"
-    )
+    few = EpisodeSettings(max_steps=5)  # too few to try each cell first
+    experiment = Experiment(name="plain", competitions=("breast-cancer",), episode=few, kernel=KernelSettings(box="process"))
+    [played] = await run(experiment, out=tmp_path / "runs")
     place = tmp_path / "plain"
     place.mkdir()
     (place / "data").symlink_to(competition.public_dir)
