@@ -1,6 +1,8 @@
+import asyncio
 import base64
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 from nbconvert import HTMLExporter
 
 from dojo_kernel.actions import ExecuteCode, GetHistory, Invalid, Reset, ValidateCode
+from dojo_kernel.competition.grade import Grader
+from dojo_kernel.competition.prepare import prepare
+from dojo_kernel.competition.spec import find
 from dojo_kernel.errors import JournalError
-from dojo_kernel.journal import events_from_notebook, to_notebook, write_notebook
+from dojo_kernel.journal import events_from_notebook, read_journal, to_notebook, write_notebook
 from dojo_kernel.journal.notebook import plain, relocate
 from dojo_kernel.records import (
     Acted,
@@ -38,9 +43,11 @@ from dojo_kernel.records import (
     Stepped,
     Stream,
 )
+from dojo_kernel.run import run
+from dojo_kernel.settings import EpisodeSettings, Experiment, KernelSettings
 
 SHARE = next(
-    Path(file.locate()).resolve().parents[4] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
+    Path(file.locate()).resolve().parents[3] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
 )
 """Where the templates of nbconvert are, also where this Python sees nbconvert in another environment."""
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
@@ -316,6 +323,31 @@ def test_plain_nbconvert_runs_an_exported_notebook_to_its_end(tmp_path):
     assert cell(notebook, "s0000").outputs[0].text == "3\n"
     assert cell(notebook, "s0012").outputs[0].data["text/plain"] == "True"
     assert (tmp_path / "list.txt").read_text() == "train.csv\n"
+
+
+@pytest.mark.slow
+async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and_scores_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOJO_DATA", str(tmp_path / "prepared"))
+    competition = find("breast-cancer")
+    prepare(competition)
+    few = EpisodeSettings(max_steps=5)  # too few to try each cell first
+    experiment = Experiment(name="plain", competitions=("breast-cancer",), episode=few, kernel=KernelSettings(box="process"))
+    [played] = await run(experiment, out=tmp_path / "runs")
+    place = tmp_path / "plain"
+    place.mkdir()
+    (place / "data").symlink_to(competition.public_dir)
+    shutil.copy(played.notebook, place / "run.ipynb")
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "run.ipynb", "--output", "done.ipynb"]
+    done = await asyncio.to_thread(subprocess.run, command, cwd=place, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook = nbformat.read(place / "done.ipynb", as_version=4)
+    ran = [one for one in notebook.cells if one.cell_type == "code"]
+    assert len(ran) >= 4
+    assert not [out for one in ran for out in one.outputs if out.output_type == "error"]
+    async with Grader(competition) as grader:
+        again = await grader.grade((place / "submission.csv").read_bytes(), "public")
+    last = [event.step.grade for event in read_journal(Path(played.folder)) if isinstance(event, Stepped) and event.step.grade][-1]
+    assert again.score == pytest.approx(last.score, rel=1e-6)
 
 
 WRITER = """
