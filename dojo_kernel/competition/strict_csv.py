@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas
 
 from dojo_kernel.errors import SubmissionError
 
@@ -43,8 +42,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
 _SEPARATORS = np.isin(np.arange(256), list(b",\n"))
 _OTHERS = ~np.isin(np.arange(256), list(_NUMBER_CHARACTERS_WITHOUT_SPACE + b",\n"))
-# from 3.1 on pandas reads floats as Python does without being asked, and warns when asked
-_EXACT_FLOATS: dict[str, Any] = {} if tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+PANDAS_FROM = 50_000
+"""So many numbers are parsed by pandas; for fewer it is not worth its import."""
 
 
 @dataclass(frozen=True)
@@ -255,23 +254,37 @@ class _Table:
             if np.isin(fields % self.ends.shape[1], columns).any():
                 return None
         try:
-            frame = pandas.read_csv(
-                io.BytesIO(self.body),
-                header=None,
-                names=list(range(self.ends.shape[1])),
-                usecols=columns,
-                index_col=False,
-                dtype=np.float64,
-                engine="c",
-                na_filter=False,
-                quoting=csv.QUOTE_NONE,
-                encoding="latin-1",
-                **_EXACT_FLOATS,
-            )
+            values = self._parsed_by_pandas(columns) if lengths.size >= PANDAS_FROM else self._parsed(columns)
         except ValueError:
             return None
-        values: Array = frame[columns].to_numpy()
         return values if len(values) == self.rows else None
+
+    def _parsed(self, columns: list[int]) -> Array:
+        starts, ends = self.starts[:, columns].reshape(-1).tolist(), self.ends[:, columns].reshape(-1).tolist()
+        values = [float(self.body[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return np.array(values, dtype=np.float64).reshape(-1, len(columns))
+
+    def _parsed_by_pandas(self, columns: list[int]) -> Array:
+        import pandas  # noqa: PLC0415, ICN001 - takes longer to import than a small file takes to read
+
+        # from 3.1 on it reads floats as Python does without being asked, and warns when asked
+        version = tuple(map(int, pandas.__version__.split(".")[:2]))
+        exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
+        frame = pandas.read_csv(
+            io.BytesIO(self.body),
+            header=None,
+            names=list(range(self.ends.shape[1])),
+            usecols=columns,
+            index_col=False,
+            dtype=np.float64,
+            engine="c",
+            na_filter=False,
+            quoting=csv.QUOTE_NONE,
+            encoding="latin-1",
+            **exact,
+        )
+        values: Array = frame[columns].to_numpy()
+        return values
 
     def texts(self, column: int) -> tuple[Array, set[bytes]] | None:
         """The column as str objects, and its different fields; None if one is long or not UTF-8."""
