@@ -7,6 +7,7 @@ work, the host's caps are the rule. Imports nothing of ours, so that the file ca
 from __future__ import annotations
 
 import collections
+import json
 import os
 import sys
 import warnings
@@ -27,6 +28,10 @@ TAIL = 200_000
 BLACK_BOX_CAP = 16 << 20
 """Bytes of one kernel's life that the black box holds."""
 CELLS_KEPT = 16
+MESSAGE_CAP = 16 << 20
+"""Bytes of one message's content; the host hangs up on twice that."""
+TEXT_CAP = 400_000
+"""Characters of each text that is left of a longer message."""
 
 
 class BlackBox:
@@ -132,6 +137,50 @@ class TeeOutStream(OutStream):  # type: ignore[misc]
         return lost
 
 
+class Packer:
+    """JSON of a message part: valid Unicode always, and never so large that the host hangs up."""
+
+    def __init__(self, pack: Any) -> None:
+        self._pack = pack
+        self.cut = 0
+        """Bytes cut since the last reply."""
+
+    def __call__(self, part: Any) -> bytes:
+        """The bytes of one part."""
+        data = self._bytes(part)
+        if len(data) <= MESSAGE_CAP or not isinstance(part, dict):
+            return data
+        small = self._bytes(shrink(part))
+        if len(small) > MESSAGE_CAP:  # a million small things
+            note = f"<an output of {len(data)} bytes, too large to send>"
+            rest = {key: part[key] for key in ("execution_count", "status") if key in part}
+            small = self._bytes(
+                {**rest, "data": {"text/plain": note}, "metadata": {}, "ename": "", "evalue": note, "traceback": []}
+            )
+        self.cut += len(data) - len(small)
+        return small
+
+    def _bytes(self, part: Any) -> bytes:
+        try:
+            packed: bytes = self._pack(part)
+        except UnicodeEncodeError:  # a lone surrogate: the escape keeps it, and the host decides
+            packed = json.dumps(part, default=str).encode("ascii")
+        return packed
+
+
+def shrink(value: Any) -> Any:
+    """The same with long texts cut in the middle, and without pictures."""
+    if isinstance(value, str) and len(value) > TEXT_CAP:
+        half = TEXT_CAP // 2
+        return f"{value[:half]}\n[... {len(value) - TEXT_CAP} characters cut ...]\n{value[-half:]}"
+    if isinstance(value, dict):
+        return {
+            key: f"<{key} of {len(str(item))} characters, too large to send>" if str(key).startswith("image/") else shrink(item)
+            for key, item in value.items()
+        }
+    return [shrink(item) for item in value] if isinstance(value, list) else value
+
+
 class Hint(IPyAutocall):  # type: ignore[misc]
     """What `exit` and `quit` are here: the kernel belongs to the episode, not to the cell."""
 
@@ -151,6 +200,9 @@ class DojoKernel(IPythonKernel):  # type: ignore[misc]
         """Called after each cell, before its reply."""
         cell = str(parent.get("header", {}).get("msg_id", ""))
         cut = sum(stream.end_cell(cell) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream))
+        if isinstance(self.session.pack, Packer):
+            cut += self.session.pack.cut
+            self.session.pack.cut = 0
         if cut:
             metadata["dojo_cut"] = cut
         return super().finish_metadata(parent, metadata, reply_content)
@@ -175,6 +227,7 @@ class DojoKernelApp(IPKernelApp):  # type: ignore[misc]
         super().initialize(argv)
         for name in ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
             os.environ.pop(name, None)
+        self.session.pack = Packer(self.session.pack)
         shell = self.shell
         shell.system = shell.system_raw  # `!cat` through a pty would wait for a person for ever
         shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)

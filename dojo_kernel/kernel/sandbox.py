@@ -211,8 +211,8 @@ class SandboxProvisioner(BoxProvisioner):
         try:
             self._bwrap = subprocess.Popen(  # noqa: ASYNC220  its death signal watches the thread that starts it: this one
                 self._staged(command),
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
                 env={},
                 cwd="/",

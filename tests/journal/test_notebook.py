@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
@@ -31,12 +32,17 @@ from dojo_kernel.records import (
     Observation,
     Opened,
     Result,
+    Resumed,
     Standing,
     Step,
     Stepped,
     Stream,
 )
 
+SHARE = next(
+    Path(file.locate()).resolve().parents[4] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
+)
+"""Where the templates of nbconvert are, also where this Python sees nbconvert in another environment."""
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
 NASTY = [
     "<script>alert(1)</script>",
@@ -68,7 +74,7 @@ def opened(**change) -> Opened:
     return Opened(**(about | change))
 
 
-def stepped(index, action, execution=None, *, said=None, text="ok", grade=None) -> list:
+def stepped(index, action, execution=None, *, said=None, text="ok", grade=None) -> list:  # noqa: PLR0913 - parts of a step
     step = Step(
         index=index,
         action=action,
@@ -93,6 +99,9 @@ def ran(index, code, *outputs, status="ok", action=ExecuteCode, **more) -> list:
 GRADE = Grade(rows="public", sha256="1" * 64, score=0.5, standings=(Standing(board="reference", position=2, teams=4, human_rank=0.75),))
 
 
+RESUMED = Resumed(box="process", data_path="/tmp/other/data", workspace_path="/tmp/other/work", started_at="2026-11-21T01:00:00+00:00")
+
+
 def whole_episode() -> list:
     return [
         opened(),
@@ -109,6 +118,7 @@ def whole_episode() -> list:
         *stepped(10, Invalid(given="nonsense", problem="no such action")),
         Acted(index=11, action=ExecuteCode(code="1")),
         Interrupted(index=11),
+        RESUMED,
         *ran(12, "import os\nos.path.exists(os.environ['DOJO_DATA_DIR'] + '/train.csv')", Result(execution_count=1, data={"text/plain": "True"})),
         Closed(reason="steps", final=GRADE.model_copy(update={"rows": "private"}), seconds=9.0),
     ]
@@ -189,6 +199,16 @@ def test_what_a_notebook_keeps_is_enough_to_play_the_run_again(tmp_path):
     assert again[-1] == events[-1]
 
 
+def test_a_resume_is_a_restart_and_its_paths_become_relative_too(tmp_path):
+    events = [opened(), *ran(0, "x = '/data/a'"), RESUMED, *ran(1, "y = '/tmp/other/data/a'"), RESUMED, *ran(2, "z = 1")]
+    notebook = to_notebook(events)
+    names = [one.id for one in notebook.cells if one.get("source") == "%reset -f"]
+    assert names == ["resumed-1-empty", "resumed-2-empty"]
+    assert cell(notebook, "s0001").source == "y = 'data/a'"
+    write_notebook(events, tmp_path / "a.ipynb")
+    assert [one.type for one in events_from_notebook(tmp_path / "a.ipynb")] == [one.type for one in events]
+
+
 def test_a_foreign_notebook_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "a.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
     with pytest.raises(JournalError, match="no notebook that a run of ours wrote"):
@@ -245,7 +265,7 @@ def no_live_script(page: str) -> None:
 
 
 @given(journals())
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, events):
     path = tmp_path_factory.mktemp("nb") / "a.ipynb"
     write_notebook(events, path)
@@ -264,7 +284,8 @@ def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, event
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_notebook_full_of_payloads_has_no_live_script_as_html():
+def test_a_notebook_full_of_payloads_has_no_live_script_as_html(monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", str(SHARE))
     events = [opened(agent=NASTY[0], competition=NASTY[2])]
     for index, text in enumerate(NASTY[:-1]):
         everything = dict.fromkeys([*MIMES, "text/plain"], text)
@@ -309,6 +330,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_while_writing_leaves_a_whole_notebook(tmp_path):
     path = tmp_path / "a.ipynb"
     program = WRITER.format(tests=str(Path(__file__).parent))

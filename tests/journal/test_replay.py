@@ -36,7 +36,7 @@ class FakeKernel:
         with contextlib.redirect_stdout(shown):
             try:
                 exec(code, self.names)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the cell is foreign code
                 status = "error"
                 outputs = [Error(ename=type(error).__name__, evalue=str(error), traceback=tuple(traceback.format_exc(limit=0).split("\n")))]
         text = [Stream(name="stdout", text=shown.getvalue())] if shown.getvalue() else []
