@@ -168,10 +168,10 @@ class _Loop:
         """Idempotent."""
         if self._loop.is_closed():
             return
+        self.run(self._loop.shutdown_asyncgens())  # in its own thread: the caller's may have a loop, as in a notebook
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
         if not self._thread.is_alive():
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
 

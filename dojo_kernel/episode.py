@@ -46,7 +46,7 @@ from dojo_kernel.feedback import FEEDBACK, Parts, cap
 from dojo_kernel.journal.log import Journal
 from dojo_kernel.journal.notebook import write_notebook
 from dojo_kernel.kernel import open_kernel
-from dojo_kernel.records import Acted, Closed, Grade, Interrupted, Observation, Opened, Rows, State, Step, Stepped
+from dojo_kernel.records import Acted, Closed, Grade, Interrupted, Observation, Opened, Resumed, Rows, State, Step, Stepped
 from dojo_kernel.registry import Registry
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from dojo_kernel.records import Event, Execution
 
 SUBMISSION = "submission.csv"
+_WHERE = f"{SUBMISSION}: write it relative to the working directory, where the live kernel and every scratch kernel start"
 _INFO_ENTRIES = 10
 _MAX_GIVEN = 20_000
 _MB = 1_000_000
@@ -219,11 +220,6 @@ class Episode:
     def feedback_rows(self) -> Rows:
         """Which rows an agent gets scores from while it plays."""
         return "all" if self.competition.split.mode == "full" else "public"
-
-    @property
-    def output_path(self) -> str:
-        """Where the agent writes its predictions, as the agent sees it."""
-        return f"{self.kernel.workspace_path.rstrip('/')}/{SUBMISSION}"
 
     def timeout(self, wanted: float | None) -> float:
         """Seconds that a cell may run: what it asks for, at most the setting and what is left."""
@@ -456,6 +452,7 @@ async def _resume(table: _Table) -> Episode:
         episode = await _sit_down(table, journal, opened.episode, events, stack)
         if episode.state.pending is not None:
             episode._record(Interrupted(index=episode.state.pending))  # noqa: SLF001 - its own maker
+        episode._record(_resuming(episode.kernel))  # noqa: SLF001 - its own maker
         stack.pop_all()
     return episode
 
@@ -504,6 +501,18 @@ def _opening(table: _Table, name: str, kernel: Kernel) -> Opened:
             **{package: metadata.version(package) for package in packages},
         },
         image=kernel.image,
+        data_path=kernel.data_path,
+        workspace_path=kernel.workspace_path,
+        started_at=_now(),
+    )
+
+
+def _resuming(kernel: Kernel) -> Resumed:
+    return Resumed(
+        box=kernel.box,
+        image=kernel.image,
+        data_path=kernel.data_path,
+        workspace_path=kernel.workspace_path,
         started_at=_now(),
     )
 
@@ -611,7 +620,8 @@ def _data_path(episode: Episode) -> str:
 
 @INFO.register("output_path")
 def _output_path(episode: Episode) -> str:
-    return episode.output_path
+    del episode
+    return _WHERE
 
 
 @INFO.register("name")
@@ -647,8 +657,8 @@ def _welcome(episode: Episode, *, resumed: bool) -> str:
     spec, settings = episode.competition, episode.settings
     lines = [
         f"Competition: {spec.title} ({spec.slug}). Metric: {spec.metric}, {spec.better} is better.",
-        f"Data: {episode.kernel.data_path}. Write your predictions to {episode.output_path} with the columns "
-        f"{', '.join(spec.submission.names)}; the file is graded when a cell of execute_code has changed it.",
+        f"Data: {episode.kernel.data_path}. Your predictions: {_WHERE}.",
+        f"Its columns: {', '.join(spec.submission.names)}; it is graded when a cell of execute_code has changed it.",
         f"Feedback scores are computed on the {episode.feedback_rows} rows"
         + (
             "." if episode.feedback_rows == "all" else "; your best submission is graded on the hidden rows when the episode ends."

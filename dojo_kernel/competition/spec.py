@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -167,9 +168,10 @@ class Competition(Record):
             raise NotPreparedError(self.slug)
 
     def manifest_sha256(self) -> str:
-        """One hash for all prepared files. Raises NotPreparedError."""
+        """One hash for names and contents of all prepared files, whatever versions made them. Raises NotPreparedError."""
         self.require_prepared()
-        return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+        files = json.loads(self.manifest.read_bytes())["files"]
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def bundled_folder() -> Path:

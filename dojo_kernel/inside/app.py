@@ -7,10 +7,10 @@ work, the host's caps are the rule. Imports nothing of ours, so that the file ca
 from __future__ import annotations
 
 import collections
+import json
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -28,12 +28,16 @@ TAIL = 200_000
 BLACK_BOX_CAP = 16 << 20
 """Bytes of one kernel's life that the black box holds."""
 CELLS_KEPT = 16
+MESSAGE_CAP = 16 << 20
+"""Bytes of one message's content; the host hangs up on twice that."""
+TEXT_CAP = 400_000
+"""Characters of each text that is left of a longer message."""
 
 
 class BlackBox:
-    r"""A file beside the connection file with everything printed; it survives SIGKILL and a segfault, which zmq does not.
+    """A file beside the connection file with everything printed; it survives SIGKILL and a segfault, which zmq does not.
 
-    The text of one cell and stream follows a line `\0<msg_id>:<stream>\0`.
+    The text of one cell and stream follows a NUL, `<msg_id>:<stream>` and a NUL.
     """
 
     def __init__(self, path: str) -> None:
@@ -91,7 +95,7 @@ class TeeOutStream(OutStream):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cells: collections.OrderedDict[str, CellText] = collections.OrderedDict()
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _cell(self, cell: str) -> CellText:
         found = self._cells.get(cell)
@@ -133,6 +137,50 @@ class TeeOutStream(OutStream):
         return lost
 
 
+class Packer:
+    """JSON of a message part: valid Unicode always, and never so large that the host hangs up."""
+
+    def __init__(self, pack: Any) -> None:
+        self._pack = pack
+        self.cut = 0
+        """Bytes cut since the last reply."""
+
+    def __call__(self, part: Any) -> bytes:
+        """The bytes of one part."""
+        data = self._bytes(part)
+        if len(data) <= MESSAGE_CAP or not isinstance(part, dict):
+            return data
+        small = self._bytes(shrink(part))
+        if len(small) > MESSAGE_CAP:  # a million small things
+            note = f"<an output of {len(data)} bytes, too large to send>"
+            rest = {key: part[key] for key in ("execution_count", "status") if key in part}
+            small = self._bytes(
+                {**rest, "data": {"text/plain": note}, "metadata": {}, "ename": "", "evalue": note, "traceback": []}
+            )
+        self.cut += len(data) - len(small)
+        return small
+
+    def _bytes(self, part: Any) -> bytes:
+        try:
+            packed: bytes = self._pack(part)
+        except UnicodeEncodeError:  # a lone surrogate: the escape keeps it, and the host decides
+            packed = json.dumps(part, default=str).encode("ascii")
+        return packed
+
+
+def shrink(value: Any) -> Any:
+    """The same with long texts cut in the middle, and without pictures."""
+    if isinstance(value, str) and len(value) > TEXT_CAP:
+        half = TEXT_CAP // 2
+        return f"{value[:half]}\n[... {len(value) - TEXT_CAP} characters cut ...]\n{value[-half:]}"
+    if isinstance(value, dict):
+        return {
+            key: f"<{key} of {len(str(item))} characters, too large to send>" if str(key).startswith("image/") else shrink(item)
+            for key, item in value.items()
+        }
+    return [shrink(item) for item in value] if isinstance(value, list) else value
+
+
 class Hint(IPyAutocall):
     """What `exit` and `quit` are here: the kernel belongs to the episode, not to the cell."""
 
@@ -152,9 +200,13 @@ class DojoKernel(IPythonKernel):
         """Called after each cell, before its reply."""
         cell = str(parent.get("header", {}).get("msg_id", ""))
         cut = sum(stream.end_cell(cell) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream))
+        packer = getattr(self.session, "pack", None)
+        if isinstance(packer, Packer):
+            cut += packer.cut
+            packer.cut = 0
         if cut:
             metadata["dojo_cut"] = cut
-        return super().finish_metadata(parent, metadata, reply_content)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+        return super().finish_metadata(parent, metadata, reply_content)  # type: ignore[no-untyped-call]
 
 
 class DojoKernelApp(IPKernelApp):
@@ -163,29 +215,30 @@ class DojoKernelApp(IPKernelApp):
     def _bind_socket(self, s: Any, port: int) -> int:
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.XPUB_NODROP, 1)  # before bind; back-pressure instead of silent loss at the high-water mark
-        bound: int = super()._bind_socket(s, port)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+        bound: int = super()._bind_socket(s, port)  # type: ignore[no-untyped-call]
         return bound
 
     def init_io(self) -> None:
         """Open the black box before the streams exist."""
-        TeeOutStream.black_box = BlackBox(str(Path(self.abs_connection_file).with_name("output.log")))
-        super().init_io()  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+        TeeOutStream.black_box = BlackBox(os.path.join(os.path.dirname(self.abs_connection_file) or ".", "output.log"))
+        super().init_io()  # type: ignore[no-untyped-call]
 
     def initialize(self, argv: Any = None) -> None:
         """Settings that have no trait."""
-        super().initialize(argv)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+        super().initialize(argv)  # type: ignore[no-untyped-call]
         for name in ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
             os.environ.pop(name, None)
+        self.session.pack = Packer(self.session.pack)
         shell: Any = self.shell
         shell.system = shell.system_raw  # `!cat` through a pty would wait for a person for ever
-        shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+        shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]
         shell.user_ns_hidden.update(exit=hint, quit=hint)
 
 
 def main() -> None:
     """Run the kernel of the connection file named on the command line."""
-    here = Path(__file__).resolve().parent
-    sys.path[:] = ["", *(entry for entry in sys.path if entry and Path(entry).resolve() != here)]
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = ["", *(entry for entry in sys.path if entry and os.path.abspath(entry) != here)]
     sys.modules.setdefault(NAME, sys.modules[__name__])
     os.environ.update(NO_COLOR="1", TERM="dumb", PYDEVD_DISABLE_FILE_VALIDATION="1", JPY_PARENT_PID="1")
     if os.environ.get("MPLBACKEND", "agg").lower() == "agg":
@@ -197,7 +250,7 @@ def main() -> None:
     app.config.InteractiveShell.colors = "nocolor"
     app.config.InteractiveShell.banner1 = ""
     app.initialize()
-    app.start()  # type: ignore[no-untyped-call]  # no types in ipykernel and IPython
+    app.start()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

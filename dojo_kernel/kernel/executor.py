@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dojo_kernel.errors import KernelStartError
 from dojo_kernel.kernel.outputs import Collector
-from dojo_kernel.kernel.wire import Message, Wire
+from dojo_kernel.kernel.wire import MAX_MESSAGE, Message, Wire
 from dojo_kernel.records import Late
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Rung = Literal["message", "sigint", "kill", "box"]
 
 GRACE_S = 1.0
+CUT_OFF_S = 0.5
+"""From the end of a connection to the exit of the process; a kernel that lives on was cut off for what it sent."""
 MESSAGE_S = 2.0
 """Interrupts by message from the deadline on; then by signal."""
 SIGINT_S = 3.0
@@ -75,6 +77,8 @@ class Executor:
         self._max_chars = max_chars
         self._wire = Wire(process.connection_info, self._on_message, self._on_violation)
         self._wire.skip = self._skip
+        self._wire.on_cut_off = self._on_cut_off
+        self._cut_off: asyncio.TimerHandle | None = None
         self._violations = 0
         self._wake = asyncio.Event()
         self._cell: Cell | None = None
@@ -126,6 +130,8 @@ class Executor:
     def close(self) -> None:
         """Let go of sockets and files; the process is the caller's to kill."""
         self._wire.close()
+        if self._cut_off is not None:
+            self._cut_off.cancel()
         if self._black_box >= 0:
             os.close(self._black_box)
             self._black_box = -1
@@ -136,6 +142,15 @@ class Executor:
         self._violations += 1
         if self._violations >= MAX_VIOLATIONS and self.violation is None:
             self.violation = f"{self._violations} messages that no kernel sends; the last: {why}"
+            self._wake.set()
+
+    def _on_cut_off(self, channel: str) -> None:
+        if self._cut_off is None:
+            self._cut_off = asyncio.get_running_loop().call_later(CUT_OFF_S, self._is_cut_off, channel)
+
+    def _is_cut_off(self, channel: str) -> None:
+        if not self.process.exited.done() and self.violation is None:
+            self.violation = f"the {channel} connection broke, as it does on a message of more than {MAX_MESSAGE >> 20} MB"
             self._wake.set()
 
     def _skip(self, size: int) -> bool:
@@ -259,7 +274,7 @@ class Executor:
             if now >= deadline:
                 return
             until = deadline
-            if cell.idle or cell.reply is not None:
+            if (cell.idle or cell.reply is not None) and self._cut_off is None:
                 one_since = one_since or now
                 if probe is None and now >= one_since + GRACE_S:
                     probe = self._probe("shell")

@@ -88,7 +88,7 @@ def shorten(text: str, limit: int) -> tuple[str, int]:
 
 
 class Line:
-    """The last line of a stream as a terminal shows it: `\\r` and `\\b` move, new text overwrites."""
+    """The last line of a stream as a terminal shows it: carriage return and backspace move, new text overwrites."""
 
     def __init__(self) -> None:
         self._text = ""

@@ -39,11 +39,19 @@ class Kernel(Protocol):
     box: str
     life: int
     """How often the live kernel was restarted."""
-    enforcement: tuple[Enforcement, ...]
     image: str | None
-    data_path: str
-    """As the agent sees it."""
-    workspace_path: str
+
+    @property
+    def enforcement(self) -> tuple[Enforcement, ...]:
+        """What holds each limit."""
+
+    @property
+    def data_path(self) -> str:
+        """Of the public files, as the agent sees it."""
+
+    @property
+    def workspace_path(self) -> str:
+        """As the agent sees it."""
 
     async def execute(self, code: str, timeout_s: float, *, cell: str = "") -> Execution:
         """Run in the live kernel. Raises BoxLostError, KernelStartError."""
@@ -76,6 +84,7 @@ class KernelSession:
         self._lost: str | None = None
         self._closed = False
         self._news: tuple[str, ...] = ()
+        self._files_lost = False
         self._lock = asyncio.Lock()
         self.box = provisioner.kind
         self.life = 0
@@ -158,7 +167,7 @@ class KernelSession:
             self._lost = self._box.lost
         if self._lost is not None:
             raise BoxLostError(self._lost)
-        if self._live is not None and self._live.process.exited.done():  # died between two cells
+        if self._live is not None and (self._live.process.exited.done() or self._live.violation is not None):  # between two cells
             death = await self._death(self._live, None, None)
             assert death is not None
             self._news = (f"The kernel died between two cells ({describe(death)}); its variables are lost.", *self._count(death))
@@ -210,10 +219,10 @@ class KernelSession:
         """The typed death of the kernel, after ending it if the host has to; None: it lives."""
         process = executor.process
         if executor.violation is not None and not process.exited.done():
-            await self._end_or_lose(process)
+            await self._end_or_lose(executor)
             return Death(kind="protocol", detail=executor.violation[:500])
         if ran is not None and ran.rung == "kill" and not process.exited.done():
-            if not await self._end_or_lose(process):
+            if not await self._end_or_lose(executor):
                 ran.rung = "box"
             return Death(kind="killed_by_host", detail="the cell ignored its time limit and both interrupts")
         if not process.exited.done():
@@ -229,18 +238,23 @@ class KernelSession:
             return Death(kind="signal", code=number)
         return Death(kind="user_exit", code=0) if code == 0 else Death(kind="exited", code=code)
 
-    async def _end_or_lose(self, process: BoxProcess) -> bool:
-        """Kill; if that does not help, the box: False."""
-        if await self._end(process):
+    async def _end_or_lose(self, executor: Executor) -> bool:
+        """Kill; if that does not help, the box with its files: False."""
+        if await self._end(executor.process):
             return True
         await self._box.remove_box()
+        self._files_lost = True
+        if executor is not self._live:
+            await self._abandon()  # it was in the same box
         await self._box.start_box()
         return False
 
-    async def _execution(self, executor: Executor, ran: Cell, code: str, death: Death | None, oom_before: int | None) -> Execution:
+    async def _execution(
+        self, executor: Executor, ran: Cell, code: str, death: Death | None, oom_before: int | None
+    ) -> Execution:
         outputs = ran.collector.outputs()
         dropped = ran.collector.dropped + ran.cut_at_source
-        survived = None
+        survived: tuple[str, ...] | None = None
         if death is not None:
             survived = () if ran.rung in ("kill", "box") else None
         elif ran.rung is not None:
@@ -263,7 +277,9 @@ class KernelSession:
             notes=await self._notes(ran, death, survived, dropped, oom),
         )
 
-    async def _notes(self, ran: Cell, death: Death | None, survived: tuple[str, ...] | None, dropped: int, oom: int) -> tuple[str, ...]:
+    async def _notes(
+        self, ran: Cell, death: Death | None, survived: tuple[str, ...] | None, dropped: int, oom: int
+    ) -> tuple[str, ...]:
         notes = []
         if ran.timed_out:
             how = {"message": "an interrupt", "sigint": "SIGINT", "kill": "killing the kernel", "box": "removing the box"}
@@ -272,6 +288,9 @@ class KernelSession:
             notes.append(f"The kernel died: {describe(death)}. All variables are lost.")
         elif survived is not None:
             notes.append(f"Variables that survived: {', '.join(survived) or 'none'}.")
+        if self._files_lost:
+            self._files_lost = False
+            notes.append("The box had to be replaced: the live kernel's variables and all files of the workspace are lost.")
         if ran.missing is not None and death is None:
             notes.append(f"The kernel lost its {ran.missing} message; the outcome is uncertain.")
         if dropped:
@@ -352,7 +371,7 @@ def syntax_error(code: str) -> Error | None:
     if len(code) > SYNTAX_CHARS:
         return None
     try:
-        python = TransformerManager().transform_cell(code)
+        python = TransformerManager().transform_cell(code)  # type: ignore[no-untyped-call]
         compile(python, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError as error:
         line = f", line {error.lineno}" if error.lineno else ""
@@ -387,7 +406,9 @@ async def _choose(settings: KernelSettings, *, trusted: bool, warn: Callable[[st
         if warn is not None:
             warn("no isolated box on this machine; this trusted agent runs as a plain process")
         return "process"
-    raise BoxUnavailableError(f"no isolated box here ({'; '.join(reasons)}); see: dojo doctor, or say --box process for trusted code")
+    raise BoxUnavailableError(
+        f"no isolated box here ({'; '.join(reasons)}); see: dojo doctor, or say --box process for trusted code"
+    )
 
 
 def _provisioner(box: str) -> type[BoxProvisioner]:

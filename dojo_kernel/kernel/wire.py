@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from dojo_kernel.errors import KernelStartError
 
@@ -66,9 +67,12 @@ class Wire:
         self._on_violation = on_violation
         self._session = secrets.token_hex(16)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._readers: dict[int, str] = {}
+        self._readers: list[int] = []
         self._loop = asyncio.get_running_loop()
         self._scheduled: set[str] = set()
+        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self.on_cut_off: Callable[[str], None] = lambda _channel: None
+        """Told the channel whose connection ended: the kernel died, or it sent what libzmq refuses."""
         self.skip: Callable[[int], bool] = lambda _size: False
         """Asked for each large iopub message: True drops it unread."""
 
@@ -109,11 +113,14 @@ class Wire:
             opened.setsockopt(zmq.SUBSCRIBE, b"")
         else:
             opened.setsockopt(zmq.ROUTING_ID, self._session.encode())
-        opened.connect(address)
+        monitor = self._monitors[name] = opened.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._sockets[name] = opened
-        fd = opened.getsockopt(zmq.FD)
-        self._readers[fd] = name
-        self._loop.add_reader(fd, self._read, name)
+        opened.connect(address)
+        for watched, reader in ((opened, self._read), (monitor, self._look)):
+            fd = int(watched.getsockopt(zmq.FD))
+            self._readers.append(fd)
+            self._loop.add_reader(fd, reader, name)
+        self._look(name)
         self._again(name)
 
     def close(self) -> None:
@@ -121,8 +128,11 @@ class Wire:
         for fd in self._readers:
             self._loop.remove_reader(fd)
         self._readers.clear()
-        for opened in self._sockets.values():
+        for name, opened in self._sockets.items():
+            opened.disable_monitor()
+            self._monitors[name].close(0)
             opened.close(0)
+        self._monitors.clear()
         self._sockets.clear()
 
     def send(self, channel: str, kind: str, content: dict[str, Any]) -> str:
@@ -151,6 +161,15 @@ class Wire:
         for part in parts:
             mac.update(part)
         return mac.hexdigest().encode()
+
+    def _look(self, name: str) -> None:
+        monitor = self._monitors.get(name)
+        while monitor is not None and not monitor.closed:
+            try:
+                recv_monitor_message(monitor, flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self.on_cut_off(name)
 
     def _again(self, name: str) -> None:
         if name not in self._scheduled:

@@ -3,7 +3,7 @@
 The 22 problems of other drivers of Jupyter kernels, and the test that shows each solved here (`o:` in test_outputs.py):
  1 output after the reply ............ test_all_output_is_in_before_the_cell_is_over
  2 reply lost, idle seen ............. test_a_lost_reply_ends_the_cell_all_the_same
- 3 loss at the high-water mark ....... test_twenty_thousand_flushed_lines_all_arrive
+ 3 loss at the high-water mark ....... test_thousands_of_flushed_lines_all_arrive
  4 first output missed ............... test_the_first_output_of_a_fresh_kernel_arrives
  5 a dead kernel hangs the client .... test_a_death_is_typed_within_half_a_second
  6 why did it die? ................... test_a_death_is_typed_within_half_a_second
@@ -11,7 +11,7 @@ The 22 problems of other drivers of Jupyter kernels, and the test that shows eac
  8 no total budget ................... test_deaths_beyond_the_budget_lose_the_box
  9 stop_on_error aborts the next ..... test_a_cell_after_a_failed_one_runs
 10 display updated by a later cell ... test_a_later_cell_cannot_change_an_earlier_display
-11 progress bars ..................... test_a_hundred_thousand_display_updates_leave_the_last, o: test_a_line_is_rendered_as_a_terminal_shows_it
+11 progress bars ..................... test_thousands_of_display_updates_leave_the_last, o: test_a_line_is_rendered_as_a_terminal_shows_it
 12 output flood ...................... test_a_flood_of_200_mb_keeps_head_and_tail
 13 widgets, comms .................... o: test_widgets_become_plain_text
 14 colour codes in tracebacks ........ test_tracebacks_have_no_colour
@@ -37,6 +37,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import zmq
 
 from dojo_kernel.errors import BoxLostError
 from dojo_kernel.kernel import KernelSession, open_kernel
@@ -45,12 +46,13 @@ from dojo_kernel.settings import KernelSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+EPISODE = f"contract-{os.getpid()}"
 BOXES = ["process", pytest.param("sandbox", marks=pytest.mark.sandbox), pytest.param("docker", marks=pytest.mark.docker)]
 
 
 async def opened(box: str, folder: Path, **settings: object) -> KernelSession:
     given = KernelSettings(box=box, limits=Limits(memory_gb=0.6, pids=128), **{"max_restarts": 100, **settings})
-    kernel = await open_kernel(given, data_dir=folder, episode="contract")
+    kernel = await open_kernel(given, data_dir=folder, episode=EPISODE)
     assert isinstance(kernel, KernelSession)
     return kernel
 
@@ -69,6 +71,7 @@ async def box(request) -> str:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared(box, tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
+    data.chmod(0o755)  # the box may have another uid
     (data / "train.csv").write_text("id,x\n1,2\n")
     kernel = await opened(box, data)
     yield kernel
@@ -193,9 +196,10 @@ async def test_a_later_cell_cannot_change_an_earlier_display(kernel):
     assert (await run(kernel, "h.update('two')")).outputs == ()
 
 
-async def test_a_hundred_thousand_display_updates_leave_the_last(kernel):
-    execution = await run(kernel, "h = display(0, display_id=True)\nfor i in range(100_000): h.update(i)", 120)
-    assert [output.data["text/plain"] for output in execution.outputs] == ["99999"]
+@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+async def test_thousands_of_display_updates_leave_the_last(kernel, count):
+    execution = await run(kernel, f"h = display(0, display_id=True)\nfor i in range({count}): h.update(i)", 250)
+    assert [output.data["text/plain"] for output in execution.outputs] == [str(count - 1)]
 
 
 async def test_a_plot_is_a_picture(kernel):
@@ -218,9 +222,10 @@ async def test_all_output_is_in_before_the_cell_is_over(kernel):
         assert printed(await run(kernel, f"print({number})")) == f"{number}\n"
 
 
-async def test_twenty_thousand_flushed_lines_all_arrive(kernel):
-    execution = await run(kernel, "for i in range(20_000): print(i, flush=True)", 60)
-    assert printed(execution) == "".join(f"{number}\n" for number in range(20_000))
+@pytest.mark.parametrize("count", [3_000, pytest.param(20_000, marks=pytest.mark.slow)])
+async def test_thousands_of_flushed_lines_all_arrive(kernel, count):
+    execution = await run(kernel, f"for i in range({count}): print(i, flush=True)", 60)
+    assert printed(execution) == "".join(f"{number}\n" for number in range(count))
 
 
 async def test_late_output_of_a_thread_is_reported_under_its_cell(kernel):
@@ -252,6 +257,7 @@ async def test_a_flood_of_200_mb_keeps_head_and_tail(kernel):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+@pytest.mark.slow
 async def test_a_flood_of_displays_is_bounded_on_the_host(kernel):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     execution = await run(kernel, "for i in range(200): display({'text/plain': 'x' * 1_000_000}, raw=True)", 120)
@@ -291,7 +297,12 @@ async def test_leaving_is_an_error_that_the_kernel_survives(kernel, code):
 
 @pytest.mark.parametrize(
     "code",
-    ["import time; time.sleep(60)", "while True: pass", "await asyncio.sleep(60)", "import subprocess; subprocess.run(['sleep', '60'])"],
+    [
+        "import time; time.sleep(60)",
+        "while True: pass",
+        "await asyncio.sleep(60)",
+        "import subprocess; subprocess.run(['sleep', '60'])",
+    ],
     ids=["sleep", "loop", "await", "child"],
 )
 async def test_a_timeout_interrupts_and_variables_survive(kernel, code):
@@ -310,7 +321,10 @@ STUBBORN = {
 }
 
 
-@pytest.mark.parametrize("code", STUBBORN.values(), ids=STUBBORN)
+@pytest.mark.parametrize(
+    "code",
+    [pytest.param(code, marks=[] if name == "holds the GIL" else pytest.mark.slow, id=name) for name, code in STUBBORN.items()],
+)
 async def test_a_stubborn_cell_is_killed_in_time(kernel, code):
     execution = await run(kernel, code, 0.5)
     assert execution.status == "timeout"
@@ -320,8 +334,11 @@ async def test_a_stubborn_cell_is_killed_in_time(kernel, code):
     assert printed(await run(kernel, "print('on')")) == "on\n"
 
 
+@pytest.mark.slow
 async def test_after_a_timeout_nothing_of_the_cell_runs_on(kernel):
-    await run(kernel, STUBBORN["except BaseException"].replace("time.sleep(0.01)", "open('beat', 'w').write(str(time.time()))"), 0.3)
+    await run(
+        kernel, STUBBORN["except BaseException"].replace("time.sleep(0.01)", "open('beat', 'w').write(str(time.time()))"), 0.3
+    )
     first = await kernel.read_submission("beat", 1000)
     await asyncio.sleep(0.3)
     assert await kernel.read_submission("beat", 1000) == first
@@ -374,15 +391,19 @@ async def test_running_out_of_memory_is_told(kernel):
     assert execution.death.kind == "oom"
 
 
+@pytest.mark.slow
 async def test_a_child_out_of_memory_is_no_death(kernel):
     if not holds_memory(kernel):
         pytest.skip("no cgroup holds this box's memory here")
     child = "open('/proc/self/oom_score_adj', 'w').write('1000'); b = [bytearray(50_000_000) for _ in range(100)]"
-    execution = await run(kernel, f'import subprocess, sys\nprint(subprocess.run([sys.executable, "-c", "{child}"]).returncode)', 60)
+    execution = await run(
+        kernel, f'import subprocess, sys\nprint(subprocess.run([sys.executable, "-c", "{child}"]).returncode)', 60
+    )
     assert (printed(execution), execution.death) == ("-9\n", None)
     assert execution.oom_kills >= 1
 
 
+@pytest.mark.slow
 async def test_a_fork_bomb_ends_with_the_cell(kernel):
     if not any(one.limit == "pids" and one.by in ("cgroup", "rlimit") for one in kernel.enforcement):
         pytest.skip("nothing holds the number of processes of this box")
@@ -400,7 +421,9 @@ async def test_a_restart_empties_memory_and_keeps_files(kernel):
 
 async def test_a_daemon_dies_with_a_restart(kernel):
     beat = "import time\\nwhile True: open('beat', 'w').write(str(time.time())); time.sleep(0.02)"
-    await run(kernel, f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', \"{beat}\"], start_new_session=True, env={{}});")
+    await run(
+        kernel, f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', \"{beat}\"], start_new_session=True, env={{}});"
+    )
     await asyncio.sleep(0.5)
     assert await kernel.read_submission("beat", 1000)
     await kernel.restart()
@@ -459,7 +482,7 @@ async def test_an_early_forged_idle_does_not_end_the_cell(kernel):
     await kernel.restart()
     code = SESSION + (
         "session.send(kernel.iopub_socket, 'status', {'execution_state': 'idle'}, parent=kernel.get_parent())\n"
-        "time.sleep(2.5); print('done')"
+        "time.sleep(1.6); print('done')"
     )
     execution = await run(kernel, code, 15)
     assert (printed(execution), execution.status) == ("done\n", "ok")
@@ -490,7 +513,10 @@ FRAMES = {
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 async def test_hostile_frames_do_no_harm(kernel, frame):
-    setup = SESSION + "sock = kernel.iopub_thread if hasattr(kernel, 'iopub_thread') else kernel.iopub_socket\nparent = kernel.get_parent()\n"
+    setup = (
+        SESSION
+        + "sock = kernel.iopub_thread if hasattr(kernel, 'iopub_thread') else kernel.iopub_socket\nparent = kernel.get_parent()\n"
+    )
     execution = await run(kernel, f"{setup}\ntry:\n    {frame}\nexcept Exception as e: pass\nprint('on')")
     assert printed(execution).endswith("on\n")
     assert printed(await run(kernel, "print('next')")) == "next\n"
@@ -503,10 +529,38 @@ async def test_many_hostile_frames_kill_the_kernel(kernel):
     assert printed(await run(kernel, "print('on')")) == "on\n"
 
 
-async def test_one_huge_message_hurts_nobody(kernel):
+HUGE = {
+    "display": ("display({'text/plain': 'x' * 100_000_000}, raw=True)", 99_000_000),
+    "result": ("'x' * 100_000_000", 99_000_000),
+    "error": ("raise ValueError('x' * 20_000_000)", 20_000_000),
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "cut"),
+    [pytest.param(*given, marks=[] if name == "result" else pytest.mark.slow, id=name) for name, given in HUGE.items()],
+)
+async def test_a_huge_output_is_cut_at_the_source(kernel, code, cut):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    await run(kernel, "display({'text/plain': 'x' * 100_000_000}, raw=True)", 10)
-    assert printed(await run(kernel, "print('on')", 10)) == "on\n"
+    await run(kernel, "kept = 1")
+    execution = await run(kernel, code, 20)
+    assert execution.death is None
+    assert "characters cut" in str(execution.outputs[0])
+    assert execution.dropped > cut
+    assert printed(await run(kernel, "print(kept)")) == "1\n"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+@pytest.mark.parametrize(
+    "pause", [pytest.param("", marks=pytest.mark.slow, id="cell ends"), pytest.param("; time.sleep(30)", id="cell goes on")]
+)
+async def test_a_huge_frame_ends_the_kernel_and_hurts_nobody(kernel, pause):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = f"import time; get_ipython().kernel.iopub_thread.send_multipart([b'x' * 50_000_000]){pause}"
+    execution = await run(kernel, code)
+    assert (execution.status, execution.death.kind) == ("died", "protocol")
+    assert execution.seconds < 5
+    assert printed(await run(kernel, "print('on')")) == "on\n"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
@@ -516,7 +570,9 @@ async def test_one_huge_message_hurts_nobody(kernel):
 async def test_validation_leaves_no_trace(kernel):
     await run(kernel, "kept = 1\nopen('submission.csv', 'w').write('id,y\\n1,2\\n');")
     signature = kernel.submission_signature("submission.csv")
-    code = "kept = 2\nprint(open('submission.csv').read())\nopen('submission.csv', 'w').write('gone')\nopen('new', 'w').write('x');"
+    code = (
+        "kept = 2\nprint(open('submission.csv').read())\nopen('submission.csv', 'w').write('gone')\nopen('new', 'w').write('x');"
+    )
     execution = await kernel.validate(code, 20)
     assert (execution.where, execution.status) == ("scratch", "ok")
     assert printed(execution) == "id,y\n1,2\n\n"
@@ -562,12 +618,30 @@ async def test_a_scratch_cell_has_its_own_time_limit(kernel):
 # --- nothing stays ---------------------------------------------------------------------------------------------------
 
 
-def held() -> tuple[int, int, int, int]:
+def held(box: str) -> dict[str, int]:
+    """What this process and its boxes hold of the machine."""
     gc.collect()
-    me = os.getpid()
-    children = [entry for entry in os.listdir("/proc") if entry.isdigit() and _parent(entry) == me]
-    runs = [entry for entry in os.listdir("/tmp") if entry.startswith("dk-")]
-    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(children), len(runs)
+    held = {
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": threading.active_count(),
+        "children": len(_descendants()),
+        "zmq sockets": sum(isinstance(one, zmq.Socket) and not one.closed for one in gc.get_objects()),
+    }
+    if box == "docker":
+        import docker  # noqa: PLC0415  only where it is used
+
+        client = docker.from_env()
+        held["containers"] = len(client.containers.list(all=True, filters={"label": f"dojo.episode={EPISODE}"}))
+        client.close()
+    return held
+
+
+def _descendants() -> list[int]:
+    parents = {int(entry): _parent(entry) for entry in (path.name for path in Path("/proc").iterdir()) if entry.isdigit()}
+    found, new = [], [os.getpid()]
+    while new:
+        found += (new := [pid for pid, parent in parents.items() if parent in new])
+    return found
 
 
 def _parent(pid: str) -> int:
@@ -580,27 +654,30 @@ def _parent(pid: str) -> int:
 async def _starts(box: str, folder: Path, count: int) -> None:
     for _ in range(count):
         kernel = await opened(box, folder)
+        run_dir = kernel._box.run_dir
         assert printed(await run(kernel, "print('on')")) == "on\n"
+        assert str(run_dir) in Path("/proc/self/mountinfo").read_text() or os.geteuid() != 0
         await kernel.close()
+        assert not run_dir.exists()
+        assert str(run_dir) not in Path("/proc/self/mountinfo").read_text()
+
+
+async def _leaves_nothing(box: str, folder: Path, count: int) -> None:
+    await _starts(box, folder, 1)  # what is made once stays: threads of the loop, the reaper
+    before = held(box)
+    await _starts(box, folder, count)
+    assert {name: number for name, number in held(box).items() if number > before[name]} == {}
 
 
 async def test_starts_leave_nothing_behind(box, tmp_path):
-    await _starts(box, tmp_path, 1)
-    before = held()
-    await _starts(box, tmp_path, 3)
-    after = held()
-    assert after[0] <= before[0] + 2
-    assert after[1] <= before[1] + 1
+    await _leaves_nothing(box, tmp_path, 1)
+
+
+STARTS = {"process": 500, "sandbox": 60, "docker": 40}
+"""Of the long test: about a minute and a half on each box."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 async def test_hundreds_of_starts_leave_nothing_behind(box, tmp_path):
-    count = 500 if box == "process" else 100
-    await _starts(box, tmp_path, 2)
-    before = held()
-    await _starts(box, tmp_path, count)
-    after = held()
-    assert after[0] <= before[0] + 2
-    assert after[1] <= before[1] + 2
-    assert after[2] <= before[2]
+    await _leaves_nothing(box, tmp_path, STARTS[box])

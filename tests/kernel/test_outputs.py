@@ -214,7 +214,11 @@ def test_rendering_does_not_depend_on_how_text_is_cut(pieces):
     assert split == together.write("".join(pieces)) + together.end()
 
 
-ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
 KINDS = st.sampled_from(["stream", "display_data", "execute_result", "update_display_data", "clear_output", "error", "comm_msg"])
 FIELDS = st.dictionaries(st.sampled_from(["name", "text", "data", "metadata", "transient", "wait", "ename", "traceback"]), ANY)
 
