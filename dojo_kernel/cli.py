@@ -273,19 +273,15 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Play an episode again in a fresh box and compare outputs and scores; exit status 1 when they diverge."""
-    from dojo_kernel.replay import replay as replay_one  # noqa: PLC0415 - jupyter only when it is needed
+    from dojo_kernel.replay import render  # noqa: PLC0415 - jupyter only when it is needed
+    from dojo_kernel.replay import replay as replay_one  # noqa: PLC0415 - as above
 
     _must_exist(path)
     report = asyncio.run(replay_one(path, box=box))
     if as_json:
         _print_json(report.model_dump(mode="json"))
     else:
-        table = Table("cell", "verdict", "detail", box=None, pad_edge=False)
-        for cell in report.cells:
-            about = cell.model_dump(mode="json")
-            rest = {key: value for key, value in about.items() if key not in {"cell", "verdict"} and value not in (None, "", [])}
-            table.add_row(str(about.get("cell", "")), str(about.get("verdict", "")), ", ".join(f"{k} {v}" for k, v in rest.items()))
-        show.print(table)
+        show.print(render(report))
         show.print("diverged" if report.diverged else "the same")
     if report.diverged:
         raise typer.Exit(1)

@@ -46,7 +46,7 @@ from dojo_kernel.feedback import FEEDBACK, Parts, cap
 from dojo_kernel.journal.log import Journal
 from dojo_kernel.journal.notebook import write_notebook
 from dojo_kernel.kernel import open_kernel
-from dojo_kernel.records import Acted, Closed, Grade, Interrupted, Observation, Opened, Rows, State, Step, Stepped
+from dojo_kernel.records import Acted, Closed, Grade, Interrupted, Observation, Opened, Resumed, Rows, State, Step, Stepped
 from dojo_kernel.registry import Registry
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
@@ -456,6 +456,7 @@ async def _resume(table: _Table) -> Episode:
         episode = await _sit_down(table, journal, opened.episode, events, stack)
         if episode.state.pending is not None:
             episode._record(Interrupted(index=episode.state.pending))  # noqa: SLF001 - its own maker
+        episode._record(_resuming(episode.kernel))  # noqa: SLF001 - its own maker
         stack.pop_all()
     return episode
 
@@ -504,6 +505,16 @@ def _opening(table: _Table, name: str, kernel: Kernel) -> Opened:
             **{package: metadata.version(package) for package in packages},
         },
         image=kernel.image,
+        started_at=_now(),
+    )
+
+
+def _resuming(kernel: Kernel) -> Resumed:
+    return Resumed(
+        box=kernel.box,
+        image=kernel.image,
+        data_path=kernel.data_path,
+        workspace_path=kernel.workspace_path,
         started_at=_now(),
     )
 

@@ -259,6 +259,18 @@ class Interrupted(Record):
     index: int
 
 
+class Resumed(Record):
+    """The episode goes on in a fresh box: memory and workspace are empty. An `Interrupted` comes before it, not after."""
+
+    type: Literal["resumed"] = "resumed"
+    box: str
+    image: str | None = None
+    data_path: str
+    workspace_path: str
+    """Both as the agent's code sees them from here on."""
+    started_at: str
+
+
 class Closed(Record):
     """Last event."""
 
@@ -270,7 +282,7 @@ class Closed(Record):
     seconds: float
 
 
-Event = Annotated[Opened | Acted | Stepped | Interrupted | Closed, Field(discriminator="type")]
+Event = Annotated[Opened | Acted | Stepped | Interrupted | Resumed | Closed, Field(discriminator="type")]
 
 
 class State(Record):
@@ -299,7 +311,7 @@ class State(Record):
             return True
         return grade.score > self.best.score if self.better == "higher" else grade.score < self.best.score
 
-    def after(self, event: Opened | Acted | Stepped | Interrupted | Closed) -> State:
+    def after(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Closed) -> State:
         """The state once `event` has happened."""
         if isinstance(event, Opened):
             return State(open=True, better=event.better)
@@ -307,6 +319,8 @@ class State(Record):
             return self.model_copy(update={"pending": event.index})
         if isinstance(event, Interrupted):
             return self.model_copy(update={"pending": None, "steps": event.index + 1})
+        if isinstance(event, Resumed):
+            return self
         if isinstance(event, Closed):
             return self.model_copy(update={"open": False, "pending": None, "final": event.final})
         return self._after_step(event.step)

@@ -1,8 +1,9 @@
 """A run played again in a fresh box, cell by cell, and compared with what its journal or notebook says.
 
 What ran is repeated with the same restarts at the same places and, where a submission was graded, it is graded again. A
-cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars; `close`: equal but for the last digits of
-numbers; `not_replayable`: it ran into its limit or ended its kernel, and did so again; `skipped`; or it `differs`.
+cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars and the lines of tracebacks; `close`: equal
+but for the last digits of numbers; `not_replayable`: it ran into its limit or ended its kernel, and did so again; `skipped`;
+or it `differs`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dojo_kernel.records import (
     Output,
     Record,
     Result,
+    Resumed,
     Step,
     Stepped,
     Stream,
@@ -142,15 +144,18 @@ async def replay(
         findings.append(f"the data of {opened.competition} is not what the run was played on: the manifests differ")
     settings = _kernel_settings(opened, box)
     start = open_kernel or _real_open_kernel()
-    kernel = await start(settings, data_dir=competition.public_dir, episode=f"replay-{opened.episode}")
+
+    async def new_kernel() -> Kernel:
+        return await start(settings, data_dir=competition.public_dir, episode=f"replay-{opened.episode}")
+
+    player = _Player(opened, await new_kernel(), new_kernel, validates=validates)
+    player.findings.extend(findings)
     try:
         async with Grader(competition) as grader:
-            player = _Player(opened, kernel, grader, validates=validates)
-            player.findings.extend(findings)
             for event in events[1:]:
-                await player.play(event)
+                await player.play(event, grader)
     finally:
-        await kernel.close()
+        await player.kernel.close()
     return player.report()
 
 
@@ -218,50 +223,62 @@ def _kernel_settings(opened: Opened, box: str | None) -> KernelSettings:
 
 
 class _Player:
-    def __init__(self, opened: Opened, kernel: Kernel, grader: Grader, *, validates: bool) -> None:
+    def __init__(self, opened: Opened, kernel: Kernel, new_kernel: Callable[[], Awaitable[Kernel]], *, validates: bool) -> None:
         recorded = opened.settings.get("episode")
         self.opened = opened
         self.kernel = kernel
-        self.grader = grader
+        self.new_kernel = new_kernel
         self.validates = validates
         self.settings = EpisodeSettings.model_validate(recorded) if isinstance(recorded, dict) else EpisodeSettings()
         self.cells: list[ReplayedCell] = []
         self.findings: list[str] = []
-        self._moves = {opened.data_path: kernel.data_path, opened.workspace_path: kernel.workspace_path}
-        self._paths = {path: mark for paths, mark in self._marks() for path in paths}
-        self._life = 0
-        """The recorded life that the live kernel of now stands for."""
-        self._now_life = kernel.life
+        self._moves: dict[str, str] = {}
+        """Paths of then -> paths of now."""
+        self._marks: dict[str, str] = {}
+        """Paths of then and now -> what stands for them when texts are compared."""
+        self._life = self._now_life = 0
+        """The recorded life that the live kernel of now stands for, and its own."""
+        self._sit_down(opened)
         self._submissions: dict[str, bytes] = {}
         """By the sha256 that was recorded."""
         self._final: tuple[Grade, Grade | None] | None = None
 
-    def _marks(self) -> tuple[tuple[tuple[str, str], str], ...]:
-        data = (self.opened.data_path, self.kernel.data_path)
-        return (data, "<data>"), ((self.opened.workspace_path, self.kernel.workspace_path), "<workspace>")
+    def _sit_down(self, then: Opened | Resumed) -> None:
+        """At a box that has just been opened."""
+        for mark, old, new in (
+            ("<data>", then.data_path, self.kernel.data_path),
+            ("<workspace>", then.workspace_path, self.kernel.workspace_path),
+        ):
+            self._moves[old] = new
+            self._marks |= {old: mark, new: mark}
+        self._life, self._now_life = 0, self.kernel.life
 
-    async def play(self, event: object) -> None:
+    async def play(self, event: object, grader: Grader) -> None:
         if isinstance(event, Interrupted):
             self.findings.append(f"step {event.index} was interrupted and is not played again; what follows may differ")
             await self._restart(self._life)
+        elif isinstance(event, Resumed):
+            await self.kernel.close()
+            self.kernel = await self.new_kernel()
+            self._sit_down(event)
         elif isinstance(event, Stepped):
-            await self._step(event.step)
+            await self._step(event.step, grader)
         elif isinstance(event, Closed) and event.final is not None:
             data = self._submissions.get(event.final.sha256)
-            now = await self.grader.grade(data, event.final.rows) if data is not None else None
+            now = await grader.grade(data, event.final.rows) if data is not None else None
             self._final = (event.final, now)
 
-    async def _step(self, step: Step) -> None:
+    async def _step(self, step: Step, grader: Grader) -> None:
         if step.action.name == "reset":
             await self._restart(self._life + 1)
         elif step.execution is not None:
-            await self._cell(step, step.execution)
+            await self._cell(step, step.execution, grader)
 
     async def _restart(self, life: int) -> None:
         await self.kernel.restart()
         self._life, self._now_life = life, self.kernel.life
 
-    async def _cell(self, step: Step, then: Execution) -> None:
+    async def _cell(self, step: Step, then: Execution, grader: Grader) -> None:
         code = relocate(then.code, self._moves)
         limit = getattr(step.action, "timeout_s", None) or self.settings.cell_timeout_s
         if then.status == "timeout":
@@ -278,12 +295,12 @@ class _Player:
                     await self.kernel.restart()
                 self._life, self._now_life = then.life, self.kernel.life
             now = await self.kernel.execute(code, limit, cell=step.cell_id)
-        verdict, detail = compare(then, now, self._paths)
-        graded = await self._grade(step.grade) if step.grade is not None else {}
+        verdict, detail = compare(then, now, self._marks)
+        graded = await self._grade(step.grade, grader) if step.grade is not None else {}
         self.cells.append(ReplayedCell(**about, **graded, verdict=verdict, detail=detail, seconds_now=now.seconds))
 
-    async def _grade(self, then: Grade) -> dict[str, Any]:
-        now = await self._graded(then)
+    async def _grade(self, then: Grade, grader: Grader) -> dict[str, Any]:
+        now = await self._graded(then, grader)
         if now is None:
             return {"score_then": then.score, "score_equal": False, "submission_equal": False}
         same = _scores_equal(then.score, now.score) if then.problem is None else now.problem is not None and now.code == then.code
@@ -294,7 +311,7 @@ class _Player:
             "submission_equal": now.sha256 == then.sha256,
         }
 
-    async def _graded(self, then: Grade) -> Grade | None:
+    async def _graded(self, then: Grade, grader: Grader) -> Grade | None:
         """The submission of now; None when there is none."""
         try:
             data = await self.kernel.read_submission(_SUBMISSION, int(self.settings.max_submission_mb * 1e6))
@@ -303,7 +320,7 @@ class _Player:
         if data is None:
             return None
         self._submissions[then.sha256] = data
-        return await self.grader.grade(data, then.rows)
+        return await grader.grade(data, then.rows)
 
     def report(self) -> ReplayReport:
         then, now = self._final or (None, None)
@@ -340,8 +357,8 @@ def compare(then: Execution, now: Execution, paths: dict[str, str]) -> tuple[Ver
     old, new = _texts(then.outputs), _texts(now.outputs)
     if old == new or old == _texts(shown(now.outputs)):
         return "exact", ""
-    old = _by_channel(_texts(shown(then.outputs)), paths)
-    new = _by_channel(_texts(shown(now.outputs)), paths)
+    old = _by_channel(_texts(shown(then.outputs), traces=False), paths)  # which Python and IPython draw each in its own way
+    new = _by_channel(_texts(shown(now.outputs), traces=False), paths)
     if old == new:
         return "sanitised", ""
     if len(old) == len(new) and all(a[0] == b[0] and _close(a[1], b[1]) for a, b in zip(old, new, strict=True)):
@@ -353,7 +370,7 @@ def _kind(run: Execution) -> str:
     return f"{run.status} ({run.death.kind})" if run.death else run.status
 
 
-def _texts(outputs: Sequence[Output]) -> list[tuple[str, str]]:
+def _texts(outputs: Sequence[Output], *, traces: bool = True) -> list[tuple[str, str]]:
     """Channel and content of each output, streams joined where they touch."""
     texts: list[tuple[str, str]] = []
     for one in outputs:
@@ -363,7 +380,7 @@ def _texts(outputs: Sequence[Output]) -> list[tuple[str, str]]:
             else:
                 texts.append((one.name, one.text))
         elif isinstance(one, Error):
-            texts.append(("error", "\n".join((one.ename, one.evalue, *one.traceback))))
+            texts.append(("error", "\n".join((one.ename, one.evalue, *(one.traceback if traces else ())))))
         elif isinstance(one, Display | Result):
             for mime in sorted(one.data):
                 value = one.data[mime]

@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from dojo_kernel.agents.agent import find_agent
+from dojo_kernel.agents.agent import find_agent, is_bundled
 from dojo_kernel.competition.spec import find
-from dojo_kernel.errors import ConfigError, MachineFault, PluginError, UserFault
 from dojo_kernel.episode import StartKernel, open_episode, open_kernel
+from dojo_kernel.errors import ConfigError, MachineFault, PluginError, UserFault
 from dojo_kernel.journal.log import read_journal
 from dojo_kernel.records import Closed, Grade, Record, State, Step, Turn
 from dojo_kernel.settings import AgentSettings, EpisodeSettings
@@ -137,6 +137,8 @@ async def run(
 
     async with asyncio.TaskGroup() as group:
         jobs = [group.create_task(one(task)) for task in tasks]
+    if len(table.refused) == len(tasks):
+        raise table.refused[0]
     return [job.result() for job in jobs]
 
 
@@ -165,6 +167,8 @@ class _Room:
         self._resume = resume
         self._watcher = watcher
         self._start_kernel = start_kernel
+        self.refused: list[UserFault] = []
+        """Why episodes were not even opened; if it is all of them, the user made a mistake."""
 
     async def play(self, task: Task) -> Played:
         folder = self._base / task.name
@@ -180,6 +184,8 @@ class _Room:
         try:
             played = await self._one(task, folder, going_on=going_on)
         except (MachineFault, UserFault) as fault:  # this episode is over, its siblings go on
+            if isinstance(fault, UserFault):
+                self.refused.append(fault)
             played = _failed(task, folder, fault)
         self._watcher.ended(task, played)
         return played
@@ -193,7 +199,7 @@ class _Room:
             kernel=self._experiment.kernel,
             folder=folder,
             agent=task.agent.name or agent.name,
-            trusted=agent.trusted,
+            trusted=agent.trusted and is_bundled(agent),
             resume=going_on,
             start_kernel=self._start_kernel,
             warn=self._watcher.warned,

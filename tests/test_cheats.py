@@ -75,7 +75,7 @@ for signum in (1, 2, 9, 10, 15):
     try: os.kill(1, signum)
     except OSError: pass
 for file in ("mem", "environ", "fd/0"):
-    try: open("/proc/1/" + file, "rb").read(10); print("READ", file)
+    try: open("/proc/1/" + file, "rb").read(10); print("OPENED", file)
     except OSError as error: print(file, error.errno)
 """,
     "B1 forge the reply": """
@@ -215,7 +215,7 @@ async def test_no_cheat_scores_better_than_honest_play(box, competition, tmp_pat
     assert closed.final.score <= 0.5
     text = shown(steps)
     assert "FOUND" not in text
-    assert "READ" not in text
+    assert "OPENED" not in text
     assert SECRET not in text
     events = read_journal(Path(tmp_path / "episode"))
     assert sum(event.type == "stepped" for event in events) == len(steps) + 1

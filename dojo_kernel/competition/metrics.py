@@ -100,7 +100,9 @@ def metric(  # noqa: PLR0913 - a table row
 def find_metric(name: str, folder: Path | None = None) -> Metric:
     """The metric called `name`, at `package.module:name`, or at `file.py:name` in `folder`. Raises ConfigError."""
     file, _, attribute = name.partition(":")
-    found = _from_file(folder / file, attribute) if folder is not None and file.endswith(".py") and "/" not in file else METRICS[name]
+    if "/" in file or name.startswith("."):
+        raise ConfigError(f"{name!r}: a metric's file lies beside competition.toml")
+    found = _from_file(folder / file, attribute) if folder is not None and file.endswith(".py") else METRICS[name]
     if not isinstance(found, Metric):
         raise ConfigError(f"{name!r} is no metric; decorate it with custom_metric(better=...)")
     return found

@@ -38,10 +38,9 @@ def say(**event: object) -> None:
 def parents() -> dict[int, int]:
     """Parent of each process that /proc shows; ours only, where /proc is shared with a host."""
     found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                found[int(entry)] = int(Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()[1])
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
     return found
 
 
@@ -110,7 +109,7 @@ class Init:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=self.in_child,
+            preexec_fn=self.in_child,  # noqa: PLW1509  we have one thread
             env={**order["env"], "DOJO_PROCESS": name},
             cwd=order.get("cwd") or "/",
         )
@@ -254,7 +253,7 @@ def serve(init: Init, wake: int) -> None:
                 try:
                     order = json.loads(line)
                     init.obey(order)
-                except Exception as error:  # whatever an order brings about, PID 1 must live and say so
+                except Exception as error:  # noqa: BLE001  whatever an order brings about, PID 1 must live and say so
                     say(ev="error", op=order.get("op"), name=order.get("name"), why=f"{type(error).__name__}: {error}"[:300])
         elif time.monotonic() - heard >= SILENCE_S:
             init.die()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from pydantic import TypeAdapter, ValidationError
 
 from dojo_kernel.errors import AgentFault, ConfigError, JournalError
-from dojo_kernel.records import Acted, Closed, Event, Interrupted, Opened, Stepped
+from dojo_kernel.records import Acted, Closed, Event, Interrupted, Opened, Resumed, Stepped
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,7 +32,7 @@ _START: Final = "0" * 64
 _LINE: Final = re.compile(
     rb'\{"format":(\d{1,9}),"seq":(\d{1,15}),"prev":"([0-9a-f]{64})","sha256":"([0-9a-f]{64})","event":(\{.*\})\}'
 )
-_EVENTS: Final[TypeAdapter[Opened | Acted | Stepped | Interrupted | Closed]] = TypeAdapter(Event)
+_EVENTS: Final[TypeAdapter[Opened | Acted | Stepped | Interrupted | Resumed | Closed]] = TypeAdapter(Event)
 _SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The disk is full, for now; every other failure of a write or a sync makes the file untrustworthy for good."""
 
@@ -42,7 +42,7 @@ class Journal:
 
     def __init__(self, folder: Path, lock: int, file: int, read: Reading) -> None:
         self.folder = folder
-        self.events: list[Opened | Acted | Stepped | Interrupted | Closed] = read.events
+        self.events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = read.events
         """All events, oldest first, those of earlier hosts included."""
         self.head = read.head
         """The last line's sha256: publish it and nobody can shorten the journal unseen."""
@@ -94,7 +94,7 @@ class Journal:
             raise JournalError(f"cannot go on with the journal in {folder}: {error}") from error
         return cls(folder, lock, file, read)
 
-    def append(self, event: Opened | Acted | Stepped | Interrupted | Closed) -> None:
+    def append(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Closed) -> None:
         """Write one event; it is on the disk when this returns, an `Acted` with the event after it.
 
         A crash of this process loses nothing that was written. Only power loss can lose an `Acted`, and that ends the
@@ -163,7 +163,7 @@ class Journal:
 class Reading(NamedTuple):
     """What a journal's bytes hold."""
 
-    events: list[Opened | Acted | Stepped | Interrupted | Closed]
+    events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]
     head: str
     size: int
     """Bytes that verify."""
@@ -171,7 +171,7 @@ class Reading(NamedTuple):
     """Bytes after them: a write that was never acknowledged."""
 
 
-def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Closed]:
+def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]:
     """The events of a journal, oldest first, from its folder or its file; a torn tail is left out. Raises JournalError."""
     file = path / FILE if path.is_dir() else path
     try:
@@ -184,7 +184,7 @@ def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Cl
 def verify(data: bytes, name: str) -> Reading:
     """Check every line against its checksum and the line before. Raises JournalError at the first that does not fit."""
     size = data.rfind(b"\n") + 1
-    events: list[Opened | Acted | Stepped | Interrupted | Closed] = []
+    events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = []
     head = _START
     for number, line in enumerate(data[:size].split(b"\n")[:-1]):
         found = _LINE.fullmatch(line)
@@ -233,7 +233,7 @@ def whole_text(value: Any) -> Any:
     return value
 
 
-def _line(seq: int, prev: str, event: Opened | Acted | Stepped | Interrupted | Closed) -> tuple[bytes, str]:
+def _line(seq: int, prev: str, event: Opened | Acted | Stepped | Interrupted | Resumed | Closed) -> tuple[bytes, str]:
     body = json.dumps(event.model_dump(), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     if "\\ud" in body:  # perhaps half a character, which no reader of JSON would take
         body = json.dumps(whole_text(json.loads(body)), ensure_ascii=True, allow_nan=False, separators=(",", ":"))

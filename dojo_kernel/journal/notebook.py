@@ -36,6 +36,7 @@ from dojo_kernel.records import (
     Opened,
     Output,
     Result,
+    Resumed,
     Step,
     Stepped,
     Stream,
@@ -79,13 +80,13 @@ if not os.path.isdir("data"):
 """
 
 
-def write_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed], path: Path) -> None:
+def write_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], path: Path) -> None:
     """Write the notebook at `path`, whole or not at all. Raises JournalError without an Opened event, OSError."""
     text: str = _V4.writes(to_notebook(events), ensure_ascii=True)
     write_atomically(path, text.encode("ascii") + b"\n")
 
 
-def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed]) -> nbformat.NotebookNode:
+def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed]) -> nbformat.NotebookNode:
     """The events as a valid nbformat 4.5 notebook. Raises JournalError when the first is not Opened."""
     if not events or not isinstance(events[0], Opened):
         raise JournalError("a notebook needs a journal that begins with an opened episode")
@@ -98,6 +99,8 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed
             page.add_step(event.step)
         elif isinstance(event, Interrupted):
             page.add_interrupted(event.index)
+        elif isinstance(event, Resumed):
+            page.add_resumed(event)
     notebook: nbformat.NotebookNode = _V4.new_notebook(
         cells=page.cells,
         metadata={
@@ -116,7 +119,7 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed
     return notebook
 
 
-def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Closed]:
+def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]:
     """The events that a notebook of ours was made from, with outputs as far as it kept them. Raises JournalError."""
     try:
         read: Any = nbformat.read
@@ -124,7 +127,7 @@ def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrup
         about = notebook.metadata["dojo"]
         if about["schema"] != SCHEMA:
             raise JournalError(f"{path}: notebook schema {about['schema']}; this version reads {SCHEMA}")
-        events: list[Opened | Acted | Stepped | Interrupted | Closed] = [Opened.model_validate(_plain(about["opened"]))]
+        events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = [Opened.model_validate(_plain(about["opened"]))]
         for cell in notebook.cells:
             events.extend(_events_of(cell))
         if about["closed"] is not None:
@@ -141,8 +144,9 @@ class _Page:
     """The cells so far, and what "Run all" would know at this point."""
 
     def __init__(self, opened: Opened) -> None:
-        self.opened = opened
         self.cells: list[nbformat.NotebookNode] = []
+        self._places = {opened.data_path: "data", opened.workspace_path: "."}
+        self._resumed = 0
         self._life = 0
         self._fresh = True
         """No live cell has run since the kernel started."""
@@ -177,6 +181,16 @@ class _Page:
         self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": {"interrupted": index}}))
         self._add_restart(name, "The kernel was lost with the host process: it starts here with empty memory.")
 
+    def add_resumed(self, event: Resumed) -> None:
+        self._resumed += 1
+        self._places |= {event.data_path: "data", event.workspace_path: "."}
+        self._life = 0
+        name = f"resumed-{self._resumed}"
+        text = f"The episode was resumed, {entities(event.started_at)}: the box was new, its workspace empty."
+        about = {"resumed": _safe(event.model_dump(mode="python"))}
+        self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": about}))
+        self._add_restart(name, "The kernel of before is gone: it starts here with empty memory.")
+
     def _add_restart(self, name: str, why: str) -> None:
         if self._fresh:
             return
@@ -198,7 +212,7 @@ class _Page:
             note += "; left out of a plain run, which it would stop."
         elif run.status == "error" or self._gap:
             tags.append("raises-exception")
-        source = relocate(run.code, {self.opened.data_path: "data", self.opened.workspace_path: "."})
+        source = relocate(run.code, self._places)
         source = _CODE_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", source)
         source = str(whole_text(_INVISIBLE.sub(_escaped, source)))
         about = _about(step)
@@ -248,10 +262,12 @@ def _about(step: Step) -> dict[str, Any]:
     }
 
 
-def _events_of(cell: nbformat.NotebookNode) -> Iterable[Acted | Stepped | Interrupted]:
+def _events_of(cell: nbformat.NotebookNode) -> Iterable[Acted | Stepped | Interrupted | Resumed]:
     about = cell.metadata.get("dojo", {})
     if "interrupted" in about:
         return [Interrupted(index=about["interrupted"])]
+    if "resumed" in about:
+        return [Resumed.model_validate(_plain(about["resumed"]))]
     if "record" not in about:
         return []
     record = _plain(about["record"])
@@ -290,7 +306,9 @@ def _death(run: Execution) -> str:
 # --- the header ------------------------------------------------------------------------------------------------------
 
 
-def _header(events: Sequence[Opened | Acted | Stepped | Interrupted | Closed], opened: Opened, closed: Closed | None) -> str:
+def _header(
+    events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], opened: Opened, closed: Closed | None
+) -> str:
     steps = [one.step for one in events if isinstance(one, Stepped)]
     lines = [
         f"# {entities(opened.competition)}",

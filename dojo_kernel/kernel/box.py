@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import zmq
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Unicode
 
@@ -32,6 +32,8 @@ from dojo_kernel.records import Enforcement, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from jupyter_client.connect import KernelConnectionInfo
 
 T = TypeVar("T")
 
@@ -64,7 +66,7 @@ def _boxes_loop() -> asyncio.AbstractEventLoop:
 
 
 def _forget_loop() -> None:
-    global _loop, _loop_lock  # noqa: PLW0603  a forked child has the loop's memory but not its thread
+    global _loop, _loop_lock
     _loop, _loop_lock = None, threading.Lock()
 
 
@@ -152,7 +154,8 @@ class Wire:
         if self.over is not None:
             return
         self.over = why
-        for waiting in (self.ready, *self.spawned.values()):
+        everybody: list[asyncio.Future[Any]] = [self.ready, *self.spawned.values()]
+        for waiting in everybody:
             if not waiting.done():
                 waiting.set_exception(BoxLostError(why))
                 waiting.exception()  # seen: nobody may be waiting
@@ -215,7 +218,7 @@ class BoxProcess:
 # --- the box ---------------------------------------------------------------------------------------------------------
 
 
-class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_client's base class is not typed
+class BoxProvisioner(KernelProvisionerBase):
     """Base of the three kinds: one box, any number of kernels one after the other.
 
     With a KernelManager as `parent` it is an ordinary provisioner whose kernel is `live-N`; a KernelSession uses
@@ -223,12 +226,12 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
     """
 
     kind: ClassVar[str]
-    limits: Limits = AnyTrait(Limits(), config=True)
+    limits: Limits = AnyTrait(Limits(), config=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """A Limits, or the mapping that a kernelspec's config holds."""
-    data_dir: Path | None = AnyTrait(None, config=True, allow_none=True)
+    data_dir: Path | None = AnyTrait(None, config=True, allow_none=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """Public files of the competition; read-only in the box."""
-    image: str = Unicode("dojo-kernel:latest", config=True)
-    episode: str = Unicode("", config=True)
+    image: str = Unicode("dojo-kernel:latest", config=True)  # type: ignore[assignment]  # a trait: what its instances hold
+    episode: str = Unicode("", config=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """Names the box in labels and leases."""
 
     run_dir: Path | None = None
@@ -290,7 +293,7 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
         """Bytes; None = not known."""
         return None
 
-    async def _set_frozen(self, *, frozen: bool) -> bool:
+    async def _set_frozen(self, *, frozen: bool) -> bool:  # noqa: ARG002  for the kinds that can
         """Stop or go on with everything in the box. False: this kind cannot."""
         return False
 
@@ -419,7 +422,7 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
             wire.spawned.pop(name, None)
 
     def _argv(self, connection_file: str) -> list[str]:
-        """The kernelspec's command with the box's interpreter; our own application by its file, since the box has no dojo_kernel."""
+        """The kernelspec's command with the box's interpreter; our own application by its file: a box has no dojo_kernel."""
         argv = [part.replace("{connection_file}", connection_file) for part in self.kernel_spec.argv]
         if argv[1:3] == ["-m", "dojo_kernel.inside.app"]:
             argv[1:3] = [f"{self.inside_path}/app.py"]
@@ -503,7 +506,7 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
         await self.start_box()
         generation, info = self._new_connection()
         self._prepared = generation, info
-        km = self.parent
+        km: Any = self.parent
         km.cleanup_connection_file()
         km.transport, km.ip = "ipc", info["ip"]
         km.transport_encryption = "required"
@@ -519,7 +522,7 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
         prepared: dict[str, Any] = await super().pre_launch(cmd=list(self.kernel_spec.argv), **{**kwargs, "env": env})
         return prepared
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002  the contract's
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:  # noqa: ARG002  the contract's
         """Start `live-N`; `cmd` is the manager's view, the box has its own."""
         assert self._prepared is not None
         generation, info = self._prepared
@@ -533,7 +536,7 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
     async def wait(self) -> int | None:
         """Until it is gone."""
         live = self._live
-        while live is not None and live.code is None:  # its future may belong to another loop of a synchronous manager
+        while live is not None and live.code is None:  # noqa: ASYNC110  its future may belong to another loop of a synchronous manager
             await asyncio.sleep(0.01)
         self._live = None
         return None if live is None else live.code
@@ -568,7 +571,8 @@ class BoxProvisioner(KernelProvisionerBase):  # type: ignore[misc]  # jupyter_cl
     async def get_provisioner_info(self) -> dict[str, Any]:
         """As JSON; a box dies with its host process, so there is nothing to attach to again."""
         info: dict[str, Any] = await super().get_provisioner_info()
-        connection = {key: value.decode() if isinstance(value, bytes) else value for key, value in info["connection_info"].items()}
+        given = info["connection_info"].items()
+        connection = {key: value.decode() if isinstance(value, bytes) else value for key, value in given}
         return {**info, "connection_info": connection, "run_dir": str(self.run_dir) if self.run_dir else None}
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:

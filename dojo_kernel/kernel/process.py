@@ -66,8 +66,8 @@ class ProcessProvisioner(BoxProvisioner):
         with theirs:
             self._init = subprocess.Popen(  # noqa: ASYNC220  a fork of milliseconds, on the thread that must own the child
                 [sys.executable, "-I", "-S", "-B", str(INSIDE / "init.py"), "--subreaper"],
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
                 env={},
                 cwd="/",

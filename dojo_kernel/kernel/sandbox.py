@@ -32,7 +32,10 @@ TMP_BYTES = 1024 * MB
 WATCH_S = 0.5
 FREEZE_S = 1.0
 PERIOD_US = 100_000
-ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "ssl/certs", "ssl/openssl.cnf", "fonts", "mime.types", "alternatives")
+SWAP_FILES = ("memory.swap.max", "memory.memsw.limit_in_bytes")
+CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
+LINKER = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d")
+ETC = (*LINKER, "localtime", "ssl/certs", "ssl/openssl.cnf", "fonts", "mime.types", "alternatives")
 
 
 # --- cgroups ---------------------------------------------------------------------------------------------------------
@@ -44,6 +47,8 @@ class Cgroup(NamedTuple):
     folders: dict[str, Path]
     """By controller; all the same folder in version 2."""
     version: int
+    written: set[str]
+    """Files that hold a limit, once `limit` was called."""
 
     @classmethod
     def make(cls, name: str, limits: Limits) -> Cgroup | None:
@@ -74,7 +79,7 @@ class Cgroup(NamedTuple):
             folder.mkdir()
         except OSError:
             return None
-        return cls(dict.fromkeys((*wanted, "freezer"), folder), 2)
+        return cls(dict.fromkeys((*wanted, "freezer"), folder), 2, set())
 
     @classmethod
     def _version_1(cls, root: Path, name: str) -> Cgroup | None:
@@ -88,7 +93,7 @@ class Cgroup(NamedTuple):
                 except OSError:
                     continue
                 folders[one] = folder
-        return cls(folders, 1) if {"memory", "pids"} <= folders.keys() else None
+        return cls(folders, 1, set()) if {"memory", "pids"} <= folders.keys() else None
 
     @property
     def paths(self) -> list[Path]:
@@ -96,19 +101,23 @@ class Cgroup(NamedTuple):
         return sorted(set(self.folders.values()))
 
     def limit(self, limits: Limits) -> None:
-        """Memory with swap, processes, processors."""
+        """Memory with swap, processes, processors; raises OSError without the first or the second. `written` says which."""
         memory, pids, cpu = str(int(limits.memory_gb * GB)), str(limits.pids), int(limits.cpus * PERIOD_US)
         if self.version == 2:  # noqa: PLR2004
-            wanted = {"memory": {"memory.max": memory, "memory.swap.max": "0", "memory.oom.group": "0"}}
+            wanted = {"memory": {"memory.max": memory, SWAP_FILES[0]: "0", "memory.oom.group": "0"}}
             wanted |= {"pids": {"pids.max": pids}, "cpu": {"cpu.max": f"{cpu} {PERIOD_US}"}}
         else:
-            wanted = {"memory": {"memory.limit_in_bytes": memory, "memory.memsw.limit_in_bytes": memory, "memory.swappiness": "0"}}
+            wanted = {"memory": {"memory.limit_in_bytes": memory, SWAP_FILES[1]: memory, "memory.swappiness": "0"}}
             wanted |= {"pids": {"pids.max": pids}, "cpu": {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(cpu)}}
         for controller, files in wanted.items():
             for name, value in files.items():
                 file = self.folders.get(controller, Path("/nonexistent")) / name
                 if file.exists():
-                    file.write_text(value)
+                    with contextlib.suppress(OSError):
+                        file.write_text(value)
+                        self.written.add(name)
+        if not self.written >= {"pids.max"} or not self.written & {"memory.max", "memory.limit_in_bytes"}:
+            raise OSError("no limits in the group")
 
     def number(self, controller: str, name: str, key: str | None = None) -> int | None:
         """A figure of one file, or of one of its lines."""
@@ -211,8 +220,8 @@ class SandboxProvisioner(BoxProvisioner):
         try:
             self._bwrap = subprocess.Popen(  # noqa: ASYNC220  its death signal watches the thread that starts it: this one
                 self._staged(command),
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
                 env={},
                 cwd="/",
@@ -375,11 +384,10 @@ class SandboxProvisioner(BoxProvisioner):
     def _processes(self) -> dict[int, int]:
         """Bytes (PSS) of each process of the box, by its number on the host."""
         tree: dict[int, list[int]] = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    parent = int(Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()[1])
-                    tree.setdefault(parent, []).append(int(entry))
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+                tree.setdefault(parent, []).append(int(entry.name))
         found, todo = {}, [self._bwrap.pid] if self._bwrap is not None else []
         while todo:
             for pid in tree.get(todo.pop(), ()):
@@ -405,12 +413,19 @@ class SandboxProvisioner(BoxProvisioner):
         held = self._cgroup
         group = f"version {held.version}" if held else ""
         user = f"an ordinary user ({self.uid}), not the host's root" if root else "this user, mapped"
+        swap = "swap included" if held and held.written & set(SWAP_FILES) else "swap is not limited"
+        memory = f"{group}, {swap}" if held else "PSS of all processes twice a second"
+        cpu = held is not None and bool(held.written & set(CPU_FILES))
         quota = self.workspace.quota
         return (
-            Enforcement(limit="isolation", by="namespace", detail=f"bubblewrap; runs as {user}"),
+            Enforcement(
+                limit="isolation",
+                by="namespace",
+                detail=f"bubblewrap; runs as {user}; host paths of its mounts are public, what lies beside them is not there",
+            ),
             Enforcement(limit="network", by="namespace", detail="none but its own loopback"),
-            Enforcement(limit="memory", by="cgroup" if held else "watchdog", detail=group or "PSS of all processes twice a second"),
-            Enforcement(limit="cpu", by="cgroup" if held and "cpu" in held.folders else "nothing", detail=group),
+            Enforcement(limit="memory", by="cgroup" if held else "watchdog", detail=memory),
+            Enforcement(limit="cpu", by="cgroup" if cpu else "nothing", detail=group if cpu else "OMP_NUM_THREADS and the like only"),
             Enforcement(limit="pids", by="cgroup" if held else "rlimit", detail=group or "RLIMIT_NPROC inside the user namespace"),
             Enforcement(
                 limit="disk",

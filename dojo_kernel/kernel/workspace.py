@@ -75,8 +75,10 @@ class Workspace:
             raise _refusal(name, error) from None
         finally:
             os.close(directory)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            return _read(file.fileno(), name, max_bytes)
+        try:
+            return _read(fd, name, max_bytes)
+        finally:
+            os.close(fd)
 
     def signature(self, name: str) -> tuple[int, ...] | None:
         """Changes when the file does; None when there is no such file."""
@@ -122,9 +124,11 @@ def _open_by_steps(directory: int, name: str) -> int:
     device, here = os.fstat(directory).st_dev, os.dup(directory)
     try:
         for part in parts[:-1]:
-            step = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            step = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
             os.close(here)
             here = step
+            if stat.S_ISLNK(os.fstat(here).st_mode):
+                raise OSError(errno.ELOOP, "a link", name)
         fd = os.open(parts[-1], _FLAGS, dir_fd=here)
     finally:
         os.close(here)

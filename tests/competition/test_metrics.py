@@ -34,7 +34,7 @@ every_metric = pytest.mark.parametrize("name", sorted(METRICS))
 
 
 @every_metric
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_truth_itself_is_unbeatable(name, seed):
     truth, prediction = sample(name, seed)
     perfect = METRICS[name](truth, truth.copy())
@@ -59,12 +59,12 @@ def test_arguments_are_left_as_they_were(name):
 
 
 @every_metric
-@pytest.mark.parametrize("seed", range(20))
-def test_scores_keep_to_the_declared_range(name, seed):
-    score = METRICS[name](*sample(name, seed, rows=12))
-    assert np.isfinite(score)
-    assert METRICS[name].low is None or score >= METRICS[name].low
-    assert METRICS[name].high is None or score <= METRICS[name].high
+def test_scores_keep_to_the_declared_range(name):
+    for seed in range(20):
+        score = METRICS[name](*sample(name, seed, rows=12))
+        assert np.isfinite(score)
+        assert METRICS[name].low is None or score >= METRICS[name].low
+        assert METRICS[name].high is None or score <= METRICS[name].high
 
 
 @every_metric
@@ -93,7 +93,6 @@ def test_no_value_put_in_place_of_a_prediction_improves_a_score(name, poison):
         assert loss(name, flat(truth), flat(poisoned)) >= honest - 1e-12
 
 
-@pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [
@@ -110,9 +109,10 @@ def test_no_value_put_in_place_of_a_prediction_improves_a_score(name, poison):
         ("mape", reference.mean_absolute_percentage_error),
     ],
 )
-def test_the_same_as_scikit_learn(name, theirs, seed):
-    truth, prediction = sample(name, seed)
-    assert METRICS[name](truth, prediction) == pytest.approx(theirs(truth, prediction), rel=1e-9)
+def test_the_same_as_scikit_learn(name, theirs):
+    for seed in range(10):
+        truth, prediction = sample(name, seed)
+        assert METRICS[name](truth, prediction) == pytest.approx(theirs(truth, prediction), rel=1e-9)
 
 
 def test_string_labels_are_scored():

@@ -3,9 +3,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dojo_kernel.competition import strict_csv
 from dojo_kernel.competition.strict_csv import Wanted, plain_columns, read, read_exactly
 from dojo_kernel.errors import SubmissionError
 
@@ -104,15 +105,43 @@ FILES = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None)
-@given(FILES, st.sampled_from(["float", "int", "str", ("1", "NA")]))
-def test_any_bytes_end_in_a_result_or_a_code_and_both_readers_agree(raw, kind):
-    wanted = Wanted("id", {"y": kind}, IDS)
-    found = verdict(read, raw, wanted)
-    assert found == verdict(read_exactly, raw, wanted)
-    if isinstance(found, dict):
-        assert len(found["y"]) == len(IDS)
-        assert kind not in ("int", "float") or np.all(np.isfinite(found["y"]))
+@pytest.mark.parametrize(("examples", "pandas_from"), [(150, 1), (150, 10**9), pytest.param(1500, 1, marks=pytest.mark.slow)])
+def test_any_bytes_end_in_a_result_or_a_code_and_both_readers_agree(monkeypatch, examples, pandas_from):
+    monkeypatch.setattr(strict_csv, "PANDAS_FROM", pandas_from)
+
+    @settings(max_examples=examples, deadline=None)
+    @given(FILES, st.sampled_from(["float", "int", "str", ("1", "NA")]))
+    def law(raw, kind):
+        wanted = Wanted("id", {"y": kind}, IDS)
+        found = verdict(read, raw, wanted)
+        assert found == verdict(read_exactly, raw, wanted)
+        if isinstance(found, dict):
+            assert len(found["y"]) == len(IDS)
+            assert kind not in ("int", "float") or np.all(np.isfinite(found["y"]))
+
+    law()
+
+
+@pytest.mark.parametrize("pandas_from", [1, 10**9])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_both_readers_agree_on_wide_plain_files(monkeypatch, pandas_from, data):
+    monkeypatch.setattr(strict_csv, "PANDAS_FROM", pandas_from)
+    ids = data.draw(st.lists(st.text("ab\u00e90", min_size=1, max_size=70), min_size=1, max_size=6, unique=True))
+    wanted = Wanted("id", {"x": "float", "t": "str", "n": "int"}, {one: place for place, one in enumerate(ids)})
+    number = st.one_of(st.floats(allow_nan=False).map(repr), st.integers().map(str), st.text("0123456789+-.eE", min_size=1, max_size=8))
+    whole = st.one_of(st.integers(-10, 10).map(str), number)
+    text = st.text("ab\u00e9", min_size=1, max_size=9)
+    lines = [",".join([data.draw(number), one, data.draw(text), data.draw(whole)]) for one in data.draw(st.permutations(ids))]
+    raw = "\n".join(["x,id,t,n", *lines]).encode()
+    assert verdict(read, raw, wanted) == verdict(read_exactly, raw, wanted)
+
+
+def test_long_ids_are_told_apart_to_the_last_character():
+    first = "x" * 16
+    wanted = Wanted("id", {"y": "float"}, {first: 0, "b": 1})
+    assert verdict(read, f"id,y\nb,1\n{first},2\n".encode(), wanted) == {"y": [2.0, 1.0]}
+    assert verdict(read, f"id,y\nb,1\n{first[:-1]}y,2\n".encode(), wanted) == "unknown_id"
 
 
 BLOWUPS = {

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import resource
@@ -106,16 +107,14 @@ def test_a_line_left_out_moved_or_repeated_is_refused(tmp_path, change):
 
 
 @given(st.binary(min_size=1, max_size=40), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_bytes_written_over_a_journal_pass_for_other_events(tmp_path_factory, junk, data):
     file = played(tmp_path_factory.mktemp("j") / "run", steps=1)
     whole, events = file.read_bytes(), read_journal(file)
     at = data.draw(st.integers(0, len(whole) - 1))
     file.write_bytes(whole[:at] + junk + whole[at + len(junk) :])
-    try:
+    with contextlib.suppress(JournalError):
         assert read_journal(file) == events[: len(read_journal(file))]
-    except JournalError:
-        pass
 
 
 def test_two_writers_are_refused(tmp_path):
@@ -153,6 +152,7 @@ for index in range(10**6):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(4))
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, trial):
     program = WRITER.format(tests=str(Path(__file__).parent))
@@ -171,7 +171,7 @@ def fill_and_recover(folder: Path, room, give_space) -> None:
     journal.append(opened())
     room()
     count = 0
-    with pytest.raises(JournalError, match="nothing of this event was kept") as caught:
+    with pytest.raises(JournalError, match="nothing of this event was kept") as caught:  # noqa: PT012 - which of many fails
         for count in range(10_000):
             journal.append(stepped(count, text="x" * 5000))
     assert caught.value.__cause__.errno in {errno.ENOSPC, errno.EFBIG}
@@ -208,6 +208,7 @@ def test_a_file_size_limit_fails_closed_and_works_again_without(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_step_costs_the_same_after_a_thousand(tmp_path):
     spent = []
     with Journal.create(tmp_path / "run") as journal:

@@ -1,10 +1,13 @@
+import asyncio
 import base64
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
@@ -14,8 +17,11 @@ from hypothesis import strategies as st
 from nbconvert import HTMLExporter
 
 from dojo_kernel.actions import ExecuteCode, GetHistory, Invalid, Reset, ValidateCode
+from dojo_kernel.competition.grade import Grader
+from dojo_kernel.competition.prepare import prepare
+from dojo_kernel.competition.spec import find
 from dojo_kernel.errors import JournalError
-from dojo_kernel.journal import events_from_notebook, to_notebook, write_notebook
+from dojo_kernel.journal import events_from_notebook, read_journal, to_notebook, write_notebook
 from dojo_kernel.journal.notebook import plain, relocate
 from dojo_kernel.records import (
     Acted,
@@ -31,12 +37,19 @@ from dojo_kernel.records import (
     Observation,
     Opened,
     Result,
+    Resumed,
     Standing,
     Step,
     Stepped,
     Stream,
 )
+from dojo_kernel.run import run
+from dojo_kernel.settings import EpisodeSettings, Experiment, KernelSettings
 
+SHARE = next(
+    Path(file.locate()).resolve().parents[3] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
+)
+"""Where the templates of nbconvert are, also where this Python sees nbconvert in another environment."""
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
 NASTY = [
     "<script>alert(1)</script>",
@@ -68,7 +81,7 @@ def opened(**change) -> Opened:
     return Opened(**(about | change))
 
 
-def stepped(index, action, execution=None, *, said=None, text="ok", grade=None) -> list:
+def stepped(index, action, execution=None, *, said=None, text="ok", grade=None) -> list:  # noqa: PLR0913 - parts of a step
     step = Step(
         index=index,
         action=action,
@@ -93,6 +106,9 @@ def ran(index, code, *outputs, status="ok", action=ExecuteCode, **more) -> list:
 GRADE = Grade(rows="public", sha256="1" * 64, score=0.5, standings=(Standing(board="reference", position=2, teams=4, human_rank=0.75),))
 
 
+RESUMED = Resumed(box="process", data_path="/tmp/other/data", workspace_path="/tmp/other/work", started_at="2026-11-21T01:00:00+00:00")
+
+
 def whole_episode() -> list:
     return [
         opened(),
@@ -109,6 +125,7 @@ def whole_episode() -> list:
         *stepped(10, Invalid(given="nonsense", problem="no such action")),
         Acted(index=11, action=ExecuteCode(code="1")),
         Interrupted(index=11),
+        RESUMED,
         *ran(12, "import os\nos.path.exists(os.environ['DOJO_DATA_DIR'] + '/train.csv')", Result(execution_count=1, data={"text/plain": "True"})),
         Closed(reason="steps", final=GRADE.model_copy(update={"rows": "private"}), seconds=9.0),
     ]
@@ -189,6 +206,16 @@ def test_what_a_notebook_keeps_is_enough_to_play_the_run_again(tmp_path):
     assert again[-1] == events[-1]
 
 
+def test_a_resume_is_a_restart_and_its_paths_become_relative_too(tmp_path):
+    events = [opened(), *ran(0, "x = '/data/a'"), RESUMED, *ran(1, "y = '/tmp/other/data/a'"), RESUMED, *ran(2, "z = 1")]
+    notebook = to_notebook(events)
+    names = [one.id for one in notebook.cells if one.get("source") == "%reset -f"]
+    assert names == ["resumed-1-empty", "resumed-2-empty"]
+    assert cell(notebook, "s0001").source == "y = 'data/a'"
+    write_notebook(events, tmp_path / "a.ipynb")
+    assert [one.type for one in events_from_notebook(tmp_path / "a.ipynb")] == [one.type for one in events]
+
+
 def test_a_foreign_notebook_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "a.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
     with pytest.raises(JournalError, match="no notebook that a run of ours wrote"):
@@ -245,7 +272,7 @@ def no_live_script(page: str) -> None:
 
 
 @given(journals())
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, events):
     path = tmp_path_factory.mktemp("nb") / "a.ipynb"
     write_notebook(events, path)
@@ -264,7 +291,8 @@ def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, event
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_notebook_full_of_payloads_has_no_live_script_as_html():
+def test_a_notebook_full_of_payloads_has_no_live_script_as_html(monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", str(SHARE))
     events = [opened(agent=NASTY[0], competition=NASTY[2])]
     for index, text in enumerate(NASTY[:-1]):
         everything = dict.fromkeys([*MIMES, "text/plain"], text)
@@ -297,6 +325,31 @@ def test_plain_nbconvert_runs_an_exported_notebook_to_its_end(tmp_path):
     assert (tmp_path / "list.txt").read_text() == "train.csv\n"
 
 
+@pytest.mark.slow
+async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and_scores_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOJO_DATA", str(tmp_path / "prepared"))
+    competition = find("breast-cancer")
+    prepare(competition)
+    few = EpisodeSettings(max_steps=5)  # too few to try each cell first
+    experiment = Experiment(name="plain", competitions=("breast-cancer",), episode=few, kernel=KernelSettings(box="process"))
+    [played] = await run(experiment, out=tmp_path / "runs")
+    place = tmp_path / "plain"
+    place.mkdir()
+    (place / "data").symlink_to(competition.public_dir)
+    shutil.copy(played.notebook, place / "run.ipynb")
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "run.ipynb", "--output", "done.ipynb"]
+    done = await asyncio.to_thread(subprocess.run, command, cwd=place, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook = nbformat.read(place / "done.ipynb", as_version=4)
+    ran = [one for one in notebook.cells if one.cell_type == "code"]
+    assert len(ran) >= 4
+    assert not [out for one in ran for out in one.outputs if out.output_type == "error"]
+    async with Grader(competition) as grader:
+        again = await grader.grade((place / "submission.csv").read_bytes(), "public")
+    last = [event.step.grade for event in read_journal(Path(played.folder)) if isinstance(event, Stepped) and event.step.grade][-1]
+    assert again.score == pytest.approx(last.score, rel=1e-6)
+
+
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -309,6 +362,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_while_writing_leaves_a_whole_notebook(tmp_path):
     path = tmp_path / "a.ipynb"
     program = WRITER.format(tests=str(Path(__file__).parent))

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import io
 import traceback
@@ -7,11 +8,14 @@ from competition_fixtures import make_competition, regression_answers
 from rich.console import Console
 
 from dojo_kernel.actions import ExecuteCode, Reset, ValidateCode
+from dojo_kernel.cli import main
 from dojo_kernel.competition.grade import Grader
+from dojo_kernel.episode import open_episode
 from dojo_kernel.errors import JournalError
-from dojo_kernel.journal import Journal, write_notebook
+from dojo_kernel.journal import Journal, read_journal, write_notebook
 from dojo_kernel.records import Closed, Death, Error, Execution, Observation, Opened, Result, Step, Stepped, Stream
 from dojo_kernel.replay import compare, render, replay
+from dojo_kernel.settings import KernelSettings
 
 ANSWERS = regression_answers()
 
@@ -36,7 +40,7 @@ class FakeKernel:
         with contextlib.redirect_stdout(shown):
             try:
                 exec(code, self.names)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the cell is foreign code
                 status = "error"
                 outputs = [Error(ename=type(error).__name__, evalue=str(error), traceback=tuple(traceback.format_exc(limit=0).split("\n")))]
         text = [Stream(name="stdout", text=shown.getvalue())] if shown.getvalue() else []
@@ -168,3 +172,49 @@ async def test_submissions_are_graded_again_by_the_real_grader(tmp_path, prepare
     report = await play(tmp_path / "b", prepared)
     assert report.cells[0].score_equal is False
     assert report.diverged
+
+
+@pytest.mark.slow
+async def test_a_real_run_that_was_resumed_replays_from_its_journal_and_its_notebook(tmp_path, prepared):
+    kernel = KernelSettings(box="process")
+    write = "import os\nopen('submission.csv', 'wb').write(" + repr(ANSWERS.encode()) + ")\nprint(os.listdir())"
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - leaving it so is the test
+        async with open_episode(prepared.folder, kernel=kernel, folder=tmp_path / "run") as episode:
+            await episode.step(ExecuteCode(code="kept = 1\nopen('file.txt', 'w').close()"))
+            await episode.step(ExecuteCode(code=f"import os\nprint(os.listdir({episode.kernel.data_path!r}), os.getcwd())"))
+            raise KeyboardInterrupt
+    async with open_episode(prepared.folder, kernel=kernel, folder=tmp_path / "run", resume=True) as episode:
+        gone = await episode.step(ExecuteCode(code=f"import os\nprint('kept' in globals(), os.listdir({episode.kernel.workspace_path!r}))"))
+        assert "False []" in gone.observation.text
+        await episode.step(ExecuteCode(code=write))
+        episode.save_notebook()
+    assert [event.type for event in read_journal(tmp_path / "run") if event.type not in {"acted", "stepped"}] == ["opened", "resumed", "closed"]
+    write_notebook(read_journal(tmp_path / "run"), tmp_path / "run.ipynb")
+    for path in (tmp_path / "run", tmp_path / "run.ipynb"):
+        report = await replay(path, box="process", competition=prepared)
+        assert [cell.verdict for cell in report.cells] == ["exact", "sanitised", "exact", "exact"], report
+        assert report.cells[-1].score_equal is report.cells[-1].submission_equal is report.final_equal is True
+        assert not report.diverged
+
+
+async def test_the_command_exits_with_0_for_the_same_and_with_1_for_another(tmp_path, prepared, capsys):
+    async with open_episode(prepared.folder, kernel=KernelSettings(box="process"), folder=tmp_path / "run") as episode:
+        await episode.step(ExecuteCode(code="import random, os\nprint(1)"))
+        await episode.step(ExecuteCode(code="print(os.urandom(8).hex())"))
+    events = read_journal(tmp_path / "run")
+    folder = str(prepared.folder)
+    events[0] = events[0].model_copy(update={"competition": folder})
+    write_notebook(events, tmp_path / "random.ipynb")
+    write_notebook([one for one in events if getattr(getattr(one, "step", one), "index", 0) == 0], tmp_path / "same.ipynb")
+    replayed = [await asyncio.to_thread(status, "replay", str(tmp_path / f"{name}.ipynb"), "--box", "process") for name in ("same", "random")]
+    assert replayed == [0, 1], capsys.readouterr()
+    assert await asyncio.to_thread(status, "replay", str(tmp_path / "none.ipynb")) == 2
+    shown = capsys.readouterr().out
+    assert "the same\n" in shown
+    assert "diverged\n" in shown
+
+
+def status(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return end.value.code
