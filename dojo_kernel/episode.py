@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from dojo_kernel.records import Event, Execution
 
 SUBMISSION = "submission.csv"
+_WHERE = f"{SUBMISSION}: write it relative to the working directory, where the live kernel and every scratch kernel start"
 _INFO_ENTRIES = 10
 _MAX_GIVEN = 20_000
 _MB = 1_000_000
@@ -219,11 +220,6 @@ class Episode:
     def feedback_rows(self) -> Rows:
         """Which rows an agent gets scores from while it plays."""
         return "all" if self.competition.split.mode == "full" else "public"
-
-    @property
-    def output_path(self) -> str:
-        """Where the agent writes its predictions, as the agent sees it."""
-        return f"{self.kernel.workspace_path.rstrip('/')}/{SUBMISSION}"
 
     def timeout(self, wanted: float | None) -> float:
         """Seconds that a cell may run: what it asks for, at most the setting and what is left."""
@@ -505,6 +501,8 @@ def _opening(table: _Table, name: str, kernel: Kernel) -> Opened:
             **{package: metadata.version(package) for package in packages},
         },
         image=kernel.image,
+        data_path=kernel.data_path,
+        workspace_path=kernel.workspace_path,
         started_at=_now(),
     )
 
@@ -622,7 +620,8 @@ def _data_path(episode: Episode) -> str:
 
 @INFO.register("output_path")
 def _output_path(episode: Episode) -> str:
-    return episode.output_path
+    del episode
+    return _WHERE
 
 
 @INFO.register("name")
@@ -658,8 +657,8 @@ def _welcome(episode: Episode, *, resumed: bool) -> str:
     spec, settings = episode.competition, episode.settings
     lines = [
         f"Competition: {spec.title} ({spec.slug}). Metric: {spec.metric}, {spec.better} is better.",
-        f"Data: {episode.kernel.data_path}. Write your predictions to {episode.output_path} with the columns "
-        f"{', '.join(spec.submission.names)}; the file is graded when a cell of execute_code has changed it.",
+        f"Data: {episode.kernel.data_path}. Your predictions: {_WHERE}.",
+        f"Its columns: {', '.join(spec.submission.names)}; it is graded when a cell of execute_code has changed it.",
         f"Feedback scores are computed on the {episode.feedback_rows} rows"
         + (
             "." if episode.feedback_rows == "all" else "; your best submission is graded on the hidden rows when the episode ends."
