@@ -83,6 +83,9 @@ class Executor:
         self._wake = asyncio.Event()
         self._cell: Cell | None = None
         self._probes: dict[str, bool] = {}
+        self._caught_up: set[str] = set()
+        """Probes whose own idle has come: whatever was published before them is here."""
+        self._iopub_at = 0.0
         self._heard_iopub = False
         self._known: OrderedDict[str, str] = OrderedDict()
         self._late: dict[str, Collector] = {}
@@ -158,6 +161,7 @@ class Executor:
         if cell is None:
             return True
         cell.bytes += size
+        self._iopub_at = time.monotonic()
         if cell.bytes <= UNREAD_FACTOR * self._max_chars:
             return False
         cell.collector.dropped += size
@@ -189,7 +193,12 @@ class Executor:
 
     def _on_iopub(self, message: Message) -> None:
         cell = self._cell
-        if cell is not None and message.parent == cell.msg_id:
+        self._iopub_at = time.monotonic()
+        if message.parent in self._probes:
+            if message.kind == "status" and message.content.get("execution_state") == "idle":
+                self._caught_up.add(message.parent)
+                self._wake.set()
+        elif cell is not None and message.parent == cell.msg_id:
             if message.kind == "status":
                 self._on_status(cell, message.content.get("execution_state"))
             elif message.kind in OUTPUTS and not cell.collector.add(message.kind, message.content):
@@ -231,6 +240,7 @@ class Executor:
     def _start(self, code: str, name: str, *, silent: bool = False, expressions: dict[str, str] | None = None) -> Cell:
         cell = self._cell = Cell(self._max_chars)
         self._probes.clear()
+        self._caught_up.clear()
         content = {
             "code": code,
             "silent": silent,
@@ -278,10 +288,14 @@ class Executor:
                 one_since = one_since or now
                 if probe is None and now >= one_since + GRACE_S:
                     probe = self._probe("shell")
-                if probe is not None and self._probes.get(probe):
+                if (
+                    probe is not None
+                    and self._probes.get(probe)
+                    and (probe in self._caught_up or now - self._iopub_at >= GRACE_S)
+                ):
                     cell.missing = "reply" if cell.reply is None else "idle"
                     return
-                until = deadline if probe else min(deadline, one_since + GRACE_S)
+                until = min(deadline, now + GRACE_S / 5 if probe else one_since + GRACE_S)
             await self._wait(until - now)
 
     def _probe(self, channel: str) -> str:

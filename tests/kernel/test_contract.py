@@ -196,7 +196,7 @@ async def test_a_later_cell_cannot_change_an_earlier_display(kernel):
     assert (await run(kernel, "h.update('two')")).outputs == ()
 
 
-@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
 async def test_thousands_of_display_updates_leave_the_last(kernel, count):
     execution = await run(kernel, f"h = display(0, display_id=True)\nfor i in range({count}): h.update(i)", 250)
     assert [output.data["text/plain"] for output in execution.outputs] == [str(count - 1)]
