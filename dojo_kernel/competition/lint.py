@@ -240,7 +240,8 @@ def _text_leaks(name: str, data: bytes, truth: Truth) -> Iterator[Finding]:
     for target, answers in truth.columns.items():
         blind = Counter(answers).most_common(1)[0][1] / len(answers)
         by_place = [
-            sum(1 for row, window in after if len(window) > place and window[place] == answers[row].encode()) / len(after) for place in range(6)
+            sum(1 for row, window in after if len(window) > place and window[place] == answers[row].encode()) / len(after)
+            for place in range(6)
         ]
         if max(by_place) > max(_SAME, blind + 0.05):
             yield Finding("answer_text", name, f"names test ids together with {target!r}")

@@ -101,10 +101,18 @@ def plain_columns(raw: bytes) -> dict[str, list[str]] | None:
 def _read_quickly(raw: bytes, wanted: Wanted) -> dict[str, Array] | None:
     rows, width = len(wanted.index), 1 + len(wanted.columns)
     known = wanted.words
-    if known is None or not rows <= raw.count(b"\n") <= rows + 1 or raw[:_LONGEST_FIELD].partition(b"\n")[0].count(b",") != width - 1:
+    if (
+        known is None
+        or not rows <= raw.count(b"\n") <= rows + 1
+        or raw[:_LONGEST_FIELD].partition(b"\n")[0].count(b",") != width - 1
+    ):
         return None
     table = _Table.of(raw, width)
-    if table is None or table.rows != rows or sorted(table.names) != sorted(name.encode() for name in (wanted.id, *wanted.columns)):
+    if (
+        table is None
+        or table.rows != rows
+        or sorted(table.names) != sorted(name.encode() for name in (wanted.id, *wanted.columns))
+    ):
         return None
     ids = table.words(table.names.index(wanted.id.encode()))
     places = None if ids is None else known.places(ids)
@@ -226,13 +234,12 @@ class _Table:
         starts = np.empty_like(ends)
         starts[0] = 0
         np.add(ends[:-1], 1, out=starts[1:])
-        ends, starts = ends.reshape(-1, width), starts.reshape(-1, width)
-        if np.any(characters[ends[:, -1]] != ord("\n")) or body.count(b"\n") != len(ends):
+        if np.any(characters[ends[width - 1 :: width]] != ord("\n")) or body.count(b"\n") * width != len(ends):
             return None
         names = head.split(b",")
         if len(names) != width or len(head) > _LONGEST_FIELD or (ends - starts).max() > _LONGEST_FIELD:
             return None
-        return cls(names, body, ends, starts)
+        return cls(names, body, ends.reshape(-1, width), starts.reshape(-1, width))
 
     @property
     def rows(self) -> int:

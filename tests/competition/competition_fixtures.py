@@ -26,7 +26,13 @@ recipe = "none"
 
 
 def make_competition(
-    tmp_path: Path, *, metric: str = "rmse", columns: str = '{ y = "float" }', answers: str, extra: str = "", files: dict[str, str] | None = None
+    tmp_path: Path,
+    *,
+    metric: str = "rmse",
+    columns: str = '{ y = "float" }',
+    answers: str,
+    extra: str = "",
+    files: dict[str, str] | None = None,
 ) -> Competition:
     folder = tmp_path / "specs" / "small"
     folder.mkdir(parents=True, exist_ok=True)

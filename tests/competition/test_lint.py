@@ -53,7 +53,9 @@ def gzipped_answers(public, private):
 def answers_in_test(public, private):
     lines = (public / "test.csv").read_text().splitlines()
     truth = dict(answers(private))
-    renamed = {value: f"v{place}" if len(set(truth.values())) < 20 else value for place, value in enumerate(sorted(set(truth.values())))}
+    renamed = {
+        value: f"v{place}" if len(set(truth.values())) < 20 else value for place, value in enumerate(sorted(set(truth.values())))
+    }
     rows = [lines[0] + ",other", *(f"{line},{renamed[truth[line.split(',')[0]]]}" for line in lines[1:])]
     (public / "test.csv").write_text("\n".join(rows) + "\n")
 
@@ -132,4 +134,6 @@ def test_size_time_or_name_that_tells_the_answer_is_found(prepared, tmp_path, fa
 
 @pytest.mark.parametrize("slug", ["breast-cancer", "digits", "diabetes"])
 def test_clean_data_has_no_finding(prepared, slug):
-    assert [str(finding) for finding in lint(find(slug), prepared[slug] / "public", prepared[slug] / "private") if finding.blocks] == []
+    assert [
+        str(finding) for finding in lint(find(slug), prepared[slug] / "public", prepared[slug] / "private") if finding.blocks
+    ] == []

@@ -118,7 +118,9 @@ def test_the_same_as_scikit_learn(name, theirs):
 def test_string_labels_are_scored():
     truth, prediction = np.array(["a", "b", "b", "c"], dtype=object), np.array(["a", "b", "c", "c"], dtype=object)
     assert METRICS["accuracy"](truth, prediction) == 0.75
-    assert METRICS["f1_macro"](truth, prediction) == pytest.approx(reference.f1_score(truth.astype(str), prediction.astype(str), average="macro"))
+    assert METRICS["f1_macro"](truth, prediction) == pytest.approx(
+        reference.f1_score(truth.astype(str), prediction.astype(str), average="macro")
+    )
 
 
 @pytest.mark.parametrize("order", [1, -1])
