@@ -4,8 +4,9 @@ Nothing is guessed: ids are exact strings, a number is ASCII and finite, the col
 forgiven: a byte-order mark, any line ending, blank lines, any order of rows and columns, quotes, spaces around a number.
 
 There are two readers. The quick one takes plain files (no quotes, no blank lines, as many lines as there are ids), compares
-ids as bytes in bulk, lets pandas parse what can only be numbers, and gives up on anything else; the exact one then reads line by line, and only it judges. Messages name lines and columns of
-the submitter's own file and never repeat its content. Run it in a process with memory and CPU limits.
+ids as bytes in bulk, lets pandas parse what can only be numbers, and gives up on anything else; the exact one then reads
+line by line, and only it judges. Messages name lines and columns of the submitter's own file and never repeat its content.
+Run it in a process with memory and CPU limits.
 """
 
 from __future__ import annotations

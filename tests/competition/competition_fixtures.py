@@ -25,7 +25,7 @@ recipe = "none"
 """
 
 
-def make_competition(
+def make_competition(  # noqa: PLR0913 - each by its keyword
     tmp_path: Path,
     *,
     metric: str = "rmse",
@@ -43,7 +43,7 @@ def make_competition(
     competition.private_dir.mkdir(parents=True, exist_ok=True)
     competition.public_dir.mkdir(parents=True, exist_ok=True)
     (competition.private_dir / "answers.csv").write_text(answers)
-    competition.manifest.write_text(json.dumps({}))
+    competition.manifest.write_text(json.dumps({"files": {}}))
     return competition
 
 
