@@ -1,7 +1,9 @@
 """Grading of a 1,000,000-row submission against pandas and scikit-learn doing the bare arithmetic, in one run.
 
-`python benchmarks/grading.py [--rows N] [--repeats N] [--json]`. Ours: the request to the grader's child process with the
-answers loaded, from bytes to `Grade`. Theirs: `read_csv` of both files, a merge by id, the metric. Exit status 1 when ours
+`python benchmarks/grading.py [--rows N] [--repeats N] [--json]`. Ours: a request to
+a child process that has the answers loaded, as one serves a whole episode: from bytes to `Grade`, hash and standing included.
+Theirs: `read_csv` of submission and answers from disk each time, a merge by id, the metric. Rounds alternate; the ratio is
+of medians, and the first grading, which starts the child and loads the answers, is told apart. Exit status 1 when ours
 takes more than 3 times as long.
 """
 

@@ -13,7 +13,7 @@ import io
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -23,6 +23,8 @@ import numpy.typing as npt
 from dojo_kernel.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from dojo_kernel.competition.spec import Competition
 
 Check = Literal["answer_file", "answer_column", "answer_text", "overlap", "sample", "order", "file_facts", "link"]
@@ -240,7 +242,8 @@ def _text_leaks(name: str, data: bytes, truth: Truth) -> Iterator[Finding]:
     for target, answers in truth.columns.items():
         blind = Counter(answers).most_common(1)[0][1] / len(answers)
         by_place = [
-            sum(1 for row, window in after if len(window) > place and window[place] == answers[row].encode()) / len(after) for place in range(6)
+            sum(1 for row, window in after if len(window) > place and window[place] == answers[row].encode()) / len(after)
+            for place in range(6)
         ]
         if max(by_place) > max(_SAME, blind + 0.05):
             yield Finding("answer_text", name, f"names test ids together with {target!r}")
@@ -337,7 +340,7 @@ def _runs(answers: Sequence[str]) -> float:
     if len(answers) < _FEWEST_ROWS:
         return 0.5
     chance = sum((count / len(answers)) ** 2 for count in Counter(answers).values())
-    same = sum(one == other for one, other in zip(answers, answers[1:], strict=False)) / (len(answers) - 1)
+    same = sum(one == other for one, other in pairwise(answers)) / (len(answers) - 1)
     return 0.5 + max(0.0, (same - chance) / (1 - chance)) / 2 if chance < 1 else 0.5
 
 

@@ -76,7 +76,9 @@ def _make(competition: Competition, say: Progress) -> None:
     new = data_root() / f".{competition.slug}.preparing"
     _remove(new)
     try:
-        job = Job(competition=competition, raw=competition.data_dir / "raw", public=new / "public", private=new / "private", say=say)
+        job = Job(
+            competition=competition, raw=competition.data_dir / "raw", public=new / "public", private=new / "private", say=say
+        )
         job.public.mkdir(parents=True)
         job.private.mkdir()
         say(f"{competition.slug}: recipe {competition.prepare.recipe}")
@@ -104,7 +106,9 @@ def _run_recipe(competition: Competition, job: Job) -> None:
     except (DojoError, OSError):
         raise
     except Exception as error:  # a recipe may be anybody's code
-        raise ConfigError(f"{competition.slug}: recipe {competition.prepare.recipe!r} failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{competition.slug}: recipe {competition.prepare.recipe!r} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def find_recipe(competition: Competition) -> Recipe:
@@ -129,7 +133,9 @@ def find_recipe(competition: Competition) -> Recipe:
 def _check_files(competition: Competition, job: Job) -> None:
     for path in (job.public / "sample_submission.csv", job.private / "answers.csv"):
         if not path.is_file():
-            raise ConfigError(f"{competition.slug}: recipe {competition.prepare.recipe!r} wrote no {path.parent.name}/{path.name}")
+            raise ConfigError(
+                f"{competition.slug}: recipe {competition.prepare.recipe!r} wrote no {path.parent.name}/{path.name}"
+            )
 
 
 def _refuse_leaks(competition: Competition, job: Job) -> None:
@@ -142,7 +148,9 @@ def _refuse_leaks(competition: Competition, job: Job) -> None:
         if finding not in blocking:
             job.say(f"{competition.slug}: warning: {finding}")
     if blocking:
-        raise ConfigError(f"{competition.slug}: public/ gives answers away, nothing was prepared: " + "; ".join(map(str, blocking)))
+        raise ConfigError(
+            f"{competition.slug}: public/ gives answers away, nothing was prepared: " + "; ".join(map(str, blocking))
+        )
 
 
 # --- manifest -----------------------------------------------------------------------------------------------------------

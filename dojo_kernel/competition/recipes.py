@@ -120,7 +120,9 @@ def write_table_competition(job: Job, split: Split, *, label: str | None = None,
     submission = job.competition.submission
     targets = list(submission.columns)
     if not split.train or not split.test:
-        raise ConfigError(f"{job.competition.slug}: {len(split.train)} train rows and {len(split.test)} test rows; both are needed")
+        raise ConfigError(
+            f"{job.competition.slug}: {len(split.train)} train rows and {len(split.test)} test rows; both are needed"
+        )
     columns = list(split.train[0])
     missing = [name for name in ([label] if label else targets) if name not in columns]
     if missing:
@@ -170,7 +172,9 @@ def grey_png(pixels: Sequence[Sequence[int]]) -> bytes:
 
     header = struct.pack(">IIBBBBB", len(pixels[0]), len(pixels), 8, 0, 0, 0, 0)
     lines = b"".join(b"\0" + bytes(line) for line in pixels)
-    stored = b"\x78\x01\x01" + struct.pack("<HH", len(lines), len(lines) ^ 0xFFFF) + lines + struct.pack(">I", zlib.adler32(lines))
+    stored = (
+        b"\x78\x01\x01" + struct.pack("<HH", len(lines), len(lines) ^ 0xFFFF) + lines + struct.pack(">I", zlib.adler32(lines))
+    )
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stored) + chunk(b"IEND", b"")
 
 

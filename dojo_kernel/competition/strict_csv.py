@@ -4,8 +4,9 @@ Nothing is guessed: ids are exact strings, a number is ASCII and finite, the col
 forgiven: a byte-order mark, any line ending, blank lines, any order of rows and columns, quotes, spaces around a number.
 
 There are two readers. The quick one takes plain files (no quotes, no blank lines, as many lines as there are ids), compares
-ids as bytes in bulk, lets pandas parse what can only be numbers, and gives up on anything else; the exact one then reads line by line, and only it judges. Messages name lines and columns of
-the submitter's own file and never repeat its content. Run it in a process with memory and CPU limits.
+ids as bytes in bulk, lets pandas parse what can only be numbers, and gives up on anything else; the exact one then reads
+line by line, and only it judges. Messages name lines and columns of the submitter's own file and never repeat its content.
+Run it in a process with memory and CPU limits.
 """
 
 from __future__ import annotations
@@ -101,10 +102,18 @@ def plain_columns(raw: bytes) -> dict[str, list[str]] | None:
 def _read_quickly(raw: bytes, wanted: Wanted) -> dict[str, Array] | None:
     rows, width = len(wanted.index), 1 + len(wanted.columns)
     known = wanted.words
-    if known is None or not rows <= raw.count(b"\n") <= rows + 1 or raw[:_LONGEST_FIELD].partition(b"\n")[0].count(b",") != width - 1:
+    if (
+        known is None
+        or not rows <= raw.count(b"\n") <= rows + 1
+        or raw[:_LONGEST_FIELD].partition(b"\n")[0].count(b",") != width - 1
+    ):
         return None
     table = _Table.of(raw, width)
-    if table is None or table.rows != rows or sorted(table.names) != sorted(name.encode() for name in (wanted.id, *wanted.columns)):
+    if (
+        table is None
+        or table.rows != rows
+        or sorted(table.names) != sorted(name.encode() for name in (wanted.id, *wanted.columns))
+    ):
         return None
     ids = table.words(table.names.index(wanted.id.encode()))
     places = None if ids is None else known.places(ids)
@@ -226,13 +235,12 @@ class _Table:
         starts = np.empty_like(ends)
         starts[0] = 0
         np.add(ends[:-1], 1, out=starts[1:])
-        ends, starts = ends.reshape(-1, width), starts.reshape(-1, width)
-        if np.any(characters[ends[:, -1]] != ord("\n")) or body.count(b"\n") != len(ends):
+        if np.any(characters[ends[width - 1 :: width]] != ord("\n")) or body.count(b"\n") * width != len(ends):
             return None
         names = head.split(b",")
         if len(names) != width or len(head) > _LONGEST_FIELD or (ends - starts).max() > _LONGEST_FIELD:
             return None
-        return cls(names, body, ends, starts)
+        return cls(names, body, ends.reshape(-1, width), starts.reshape(-1, width))
 
     @property
     def rows(self) -> int:

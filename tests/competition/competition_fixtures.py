@@ -25,8 +25,14 @@ recipe = "none"
 """
 
 
-def make_competition(
-    tmp_path: Path, *, metric: str = "rmse", columns: str = '{ y = "float" }', answers: str, extra: str = "", files: dict[str, str] | None = None
+def make_competition(  # noqa: PLR0913 - each by its keyword
+    tmp_path: Path,
+    *,
+    metric: str = "rmse",
+    columns: str = '{ y = "float" }',
+    answers: str,
+    extra: str = "",
+    files: dict[str, str] | None = None,
 ) -> Competition:
     folder = tmp_path / "specs" / "small"
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +43,7 @@ def make_competition(
     competition.private_dir.mkdir(parents=True, exist_ok=True)
     competition.public_dir.mkdir(parents=True, exist_ok=True)
     (competition.private_dir / "answers.csv").write_text(answers)
-    competition.manifest.write_text(json.dumps({}))
+    competition.manifest.write_text(json.dumps({"files": {}}))
     return competition
 
 

@@ -11,7 +11,8 @@ from dojo_kernel.competition.grade import Grader
 from dojo_kernel.competition.lint import lint
 from dojo_kernel.competition.prepare import prepare
 
-ALL = [pytest.param(one, id=one.slug) for one in catalogue()]
+LARGE = {"character-scripts", "digits"}
+ALL = [pytest.param(one, id=one.slug, marks=pytest.mark.slow if one.slug in LARGE else ()) for one in catalogue()]
 
 
 @pytest.fixture(scope="module", autouse=True)

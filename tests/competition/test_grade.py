@@ -3,6 +3,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ async def test_public_and_private_rows_part_the_file_by_the_hash_of_the_id(tmp_p
     answers = regression_answers()
     competition = make_competition(tmp_path, answers=answers)
     wrong_in_public = "\n".join(
-        f"{i},{float(y) + 5}" if i != "Id" and competition.split.is_public(i) else f"{i},{y}" for i, y in (line.split(",") for line in answers.splitlines())
+        f"{i},{float(y) + 5}" if i != "Id" and competition.split.is_public(i) else f"{i},{y}"
+        for i, y in (line.split(",") for line in answers.splitlines())
     ).encode()
     async with Grader(competition) as grader:
         assert (await grader.grade(wrong_in_public, "public")).score == 5.0
@@ -66,7 +68,10 @@ async def test_the_order_of_the_rows_and_forgiven_bytes_leave_the_score(tmp_path
 ATTACKS = {
     "nothing": (lambda raw: b"", "empty"),
     "one nan": (lambda raw: b"Id,y\n1000,nan\n" + raw.split(b"\n", 2)[2], "not_finite"),
-    "all nan but one": (lambda raw: b"\n".join(line if i < 2 else line.split(b",")[0] + b",nan" for i, line in enumerate(raw.split(b"\n"))), "not_finite"),
+    "all nan but one": (
+        lambda raw: b"\n".join(line if i < 2 else line.split(b",")[0] + b",nan" for i, line in enumerate(raw.split(b"\n"))),
+        "not_finite",
+    ),
     "minus infinity": (lambda raw: b"Id,y\n1000,-inf\n" + raw.split(b"\n", 2)[2], "not_finite"),
     "1e308": (lambda raw: b"Id,y\n1000,1e308\n" + raw.split(b"\n", 2)[2], "not_finite"),
     "one row": (lambda raw: b"\n".join(raw.split(b"\n")[:2]), "missing_ids"),
@@ -81,15 +86,14 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-async def test_cheats_and_bombs_get_a_problem_that_the_agent_can_read(tmp_path, name):
+async def test_cheats_and_bombs_get_a_problem_that_the_agent_can_read(tmp_path):
     answers = regression_answers()
-    attack, code = ATTACKS[name]
     async with Grader(make_competition(tmp_path, answers=answers, files=BOARD)) as grader:
-        grade = await grader.grade(attack(answers.strip().encode()), "public")
-        assert (grade.code, grade.score, grade.human_rank, grade.medal) == (code, None, None, None)
-        assert grade.problem
-        assert (await grader.grade(answers.encode(), "public")).score == 0.0
+        for name, (attack, code) in ATTACKS.items():
+            grade = await grader.grade(attack(answers.strip().encode()), "public")
+            assert (name, grade.code, grade.score, grade.human_rank, grade.medal) == (name, code, None, None, None)
+            assert grade.problem
+            assert (await grader.grade(answers.encode(), "public")).score == 0.0
 
 
 async def test_no_answer_is_in_any_response(tmp_path):
@@ -128,10 +132,14 @@ def slow(truth, prediction):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wait", "limit"), [("pass", {"cpu_s": 2}), ("time.sleep(1)", {"deadline_s": 4.0}), ("x = bytearray(1 << 40)", {})])
+@pytest.mark.parametrize(
+    ("wait", "limit"), [("pass", {"cpu_s": 2}), ("time.sleep(1)", {"deadline_s": 4.0}), ("x = bytearray(1 << 40)", {})]
+)
 async def test_a_grading_that_does_not_end_is_ended_and_the_next_one_works(tmp_path, wait, limit):
     answers = "Id,y\n1,1\n2,2\n"
-    competition = make_competition(tmp_path, metric="metric.py:slow", answers=answers, files={"metric.py": SLOW.format(wait=wait)})
+    competition = make_competition(
+        tmp_path, metric="metric.py:slow", answers=answers, files={"metric.py": SLOW.format(wait=wait)}
+    )
     async with Grader(competition, **limit) as grader:
         assert (await grader.grade(b"Id,y\n1,10\n2,10\n", "all")).code in ("resources", "undefined")
         assert (await grader.grade(answers.encode(), "all")).score == 0.0
@@ -150,7 +158,9 @@ def broken(truth, prediction):
 
 
 async def test_a_metric_that_fails_on_the_agents_numbers_is_the_agents_problem(tmp_path):
-    competition = make_competition(tmp_path, metric="metric.py:broken", answers="Id,y\n1,1\n", files={"metric.py": BROKEN.format(when="prediction[0] == 7")})
+    competition = make_competition(
+        tmp_path, metric="metric.py:broken", answers="Id,y\n1,1\n", files={"metric.py": BROKEN.format(when="prediction[0] == 7")}
+    )
     async with Grader(competition) as grader:
         grade = await grader.grade(b"Id,y\n1,7\n", "all")
         assert (grade.code, "CANARY" in grade.model_dump_json()) == ("undefined", False)
@@ -158,7 +168,9 @@ async def test_a_metric_that_fails_on_the_agents_numbers_is_the_agents_problem(t
 
 
 async def test_a_metric_that_fails_on_the_truth_is_ours_and_quotes_nothing(tmp_path):
-    competition = make_competition(tmp_path, metric="metric.py:broken", answers="Id,y\n1,1\n", files={"metric.py": BROKEN.format(when="True")})
+    competition = make_competition(
+        tmp_path, metric="metric.py:broken", answers="Id,y\n1,1\n", files={"metric.py": BROKEN.format(when="True")}
+    )
     async with Grader(competition) as grader:
         with pytest.raises(GraderError) as caught:
             await grader.grade(b"Id,y\n1,7\n", "all")
@@ -210,8 +222,7 @@ async def test_the_childs_environment_holds_no_keys(tmp_path, monkeypatch):
     answers = regression_answers()
     async with Grader(make_competition(tmp_path, answers=answers)) as grader:
         await grader.grade(answers.encode(), "all")
-        with open(f"/proc/{grader.pid}/environ") as file:
-            assert "CANARY" not in file.read()
+        assert "CANARY" not in Path(f"/proc/{grader.pid}/environ").read_text()
 
 
 def test_an_unprepared_competition_cannot_be_graded(tmp_path):

@@ -16,8 +16,17 @@ def test_human_rank_is_that_of_the_published_trajectories():
 @pytest.mark.parametrize(
     ("better", "score", "position"),
     [
-        ("higher", 0.9, 1), ("higher", 0.95, 1), ("higher", 0.8, 2), ("higher", 0.7, 4), ("higher", 0.1, 5),
-        ("lower", 0.1, 1), ("lower", 0.5, 1), ("lower", 0.8, 2), ("lower", 0.85, 4), ("lower", 0.9, 4), ("lower", 1.0, 5),
+        ("higher", 0.9, 1),
+        ("higher", 0.95, 1),
+        ("higher", 0.8, 2),
+        ("higher", 0.7, 4),
+        ("higher", 0.1, 5),
+        ("lower", 0.1, 1),
+        ("lower", 0.5, 1),
+        ("lower", 0.8, 2),
+        ("lower", 0.85, 4),
+        ("lower", 0.9, 4),
+        ("lower", 1.0, 5),
     ],
 )
 def test_a_tie_takes_the_better_place(better, score, position):
@@ -46,8 +55,17 @@ def test_rows_choose_their_board():
 
 @pytest.mark.parametrize(
     ("teams", "places"),
-    [(1, (1, 1, 1)), (50, (5, 10, 20)), (99, (9, 19, 39)), (100, (10, 20, 40)), (249, (10, 49, 99)), (250, (10, 50, 100)),
-     (999, (11, 50, 100)), (1000, (12, 50, 100)), (5000, (20, 250, 500))],
+    [
+        (1, (1, 1, 1)),
+        (50, (5, 10, 20)),
+        (99, (9, 19, 39)),
+        (100, (10, 20, 40)),
+        (249, (10, 49, 99)),
+        (250, (10, 50, 100)),
+        (999, (11, 50, 100)),
+        (1000, (12, 50, 100)),
+        (5000, (20, 250, 500)),
+    ],
 )
 def test_medals_follow_kaggles_table(teams, places):
     assert tuple(medal_places(teams).values()) == places
@@ -71,13 +89,20 @@ def test_a_board_lists_finite_scores(scores):
 def test_boards_are_read_from_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
     board = {"reference_board.csv": "rank,score,entry\n1,0.1,best\n2,0.5,worse\n"}
-    assert Leaderboard.load(make_competition(tmp_path, answers="Id,y\n1,2\n", files=board)) == [Leaderboard("reference", (0.1, 0.5), "lower")]
-    kaggle = make_competition(tmp_path, answers="Id,y\n1,2\n", extra='board = { kind = "kaggle" }', files={"private_leaderboard.csv": "TeamId,Score\n1,2\n"})
+    assert Leaderboard.load(make_competition(tmp_path, answers="Id,y\n1,2\n", files=board)) == [
+        Leaderboard("reference", (0.1, 0.5), "lower")
+    ]
+    kaggle = make_competition(
+        tmp_path,
+        answers="Id,y\n1,2\n",
+        extra='board = { kind = "kaggle" }',
+        files={"private_leaderboard.csv": "TeamId,Score\n1,2\n"},
+    )
     assert Leaderboard.load(kaggle) == [Leaderboard("private", (2.0,), "lower")]
 
 
 def test_a_broken_board_is_one_line_with_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
     competition = make_competition(tmp_path, answers="Id,y\n1,2\n", files={"reference_board.csv": "rank,score\n1,nan\n"})
-    with pytest.raises(ConfigError, match="reference_board.csv"):
+    with pytest.raises(ConfigError, match=r"reference_board\.csv"):
         Leaderboard.load(competition)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from functools import cache
 
 import pytest
 
@@ -17,7 +18,7 @@ def prepared(tmp_path_factory):
     before = os.environ.get("DOJO_DATA")
     os.environ["DOJO_DATA"] = str(tmp_path_factory.mktemp("data"))
     try:
-        yield {slug: prepare(find(slug)) for slug in ("breast-cancer", "digits", "diabetes")}
+        yield cache(lambda slug: prepare(find(slug)))
     finally:
         os.environ.pop("DOJO_DATA")
         if before is not None:
@@ -25,7 +26,7 @@ def prepared(tmp_path_factory):
 
 
 def copied(prepared, tmp_path, slug):
-    shutil.copytree(prepared[slug], tmp_path / slug)
+    shutil.copytree(prepared(slug), tmp_path / slug)
     return tmp_path / slug / "public", tmp_path / slug / "private"
 
 
@@ -53,7 +54,9 @@ def gzipped_answers(public, private):
 def answers_in_test(public, private):
     lines = (public / "test.csv").read_text().splitlines()
     truth = dict(answers(private))
-    renamed = {value: f"v{place}" if len(set(truth.values())) < 20 else value for place, value in enumerate(sorted(set(truth.values())))}
+    renamed = {
+        value: f"v{place}" if len(set(truth.values())) < 20 else value for place, value in enumerate(sorted(set(truth.values())))
+    }
     rows = [lines[0] + ",other", *(f"{line},{renamed[truth[line.split(',')[0]]]}" for line in lines[1:])]
     (public / "test.csv").write_text("\n".join(rows) + "\n")
 
@@ -75,7 +78,7 @@ def sorted_test(public, private):
 
 
 def test_rows_in_train(public, private):
-    header, *lines = (public / "test.csv").read_text().splitlines()
+    lines = (public / "test.csv").read_text().splitlines()[1:]
     with (public / "train.csv").open("a") as file:
         file.writelines(f"{line},0\n" for line in lines)
 
@@ -87,7 +90,7 @@ def linked_answers(public, private):
     (public / "link.csv").symlink_to(private / "answers.csv")
 
 
-@pytest.mark.parametrize("slug", ["breast-cancer", "diabetes"])
+@pytest.mark.parametrize("slug", ["breast-cancer", pytest.param("diabetes", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("leak", "check"),
     [
@@ -109,6 +112,7 @@ def test_a_planted_leak_is_found(prepared, tmp_path, slug, leak, check):
     assert check in {finding.check for finding in lint(find(slug), public, private) if finding.blocks}
 
 
+@pytest.mark.slow
 def test_images_on_both_sides_are_found(prepared, tmp_path):
     public, private = copied(prepared, tmp_path, "digits")
     for path in list((public / "test").iterdir())[:200]:
@@ -116,6 +120,7 @@ def test_images_on_both_sides_are_found(prepared, tmp_path):
     assert "overlap" in {finding.check for finding in lint(find("digits"), public, private) if finding.blocks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fact", ["size", "time", "name"])
 def test_size_time_or_name_that_tells_the_answer_is_found(prepared, tmp_path, fact):
     public, private = copied(prepared, tmp_path, "digits")
@@ -130,6 +135,8 @@ def test_size_time_or_name_that_tells_the_answer_is_found(prepared, tmp_path, fa
     assert "file_facts" in {finding.check for finding in lint(find("digits"), public, private) if finding.blocks}
 
 
-@pytest.mark.parametrize("slug", ["breast-cancer", "digits", "diabetes"])
+@pytest.mark.parametrize("slug", ["breast-cancer", pytest.param("digits", marks=pytest.mark.slow), "diabetes"])
 def test_clean_data_has_no_finding(prepared, slug):
-    assert [str(finding) for finding in lint(find(slug), prepared[slug] / "public", prepared[slug] / "private") if finding.blocks] == []
+    assert [
+        str(finding) for finding in lint(find(slug), prepared(slug) / "public", prepared(slug) / "private") if finding.blocks
+    ] == []

@@ -69,9 +69,16 @@ def test_the_golden_table(reader, name):
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
     [
-        ("int", b"2", 2.0), ("int", b"2.0", 2.0), ("int", b"2.5", "not_an_integer"), ("int", b"1e17", "not_an_integer"),
-        ("str", b"two words", "two words"), ("str", b"", "blank"), ("str", "\u00e9".encode(), "\u00e9"),
-        (("a", "b"), b"b", "b"), (("a", "b"), b"B", "unknown_label"), (("a", "b"), b"", "blank"),
+        ("int", b"2", 2.0),
+        ("int", b"2.0", 2.0),
+        ("int", b"2.5", "not_an_integer"),
+        ("int", b"1e17", "not_an_integer"),
+        ("str", b"two words", "two words"),
+        ("str", b"", "blank"),
+        ("str", "\u00e9".encode(), "\u00e9"),
+        (("a", "b"), b"b", "b"),
+        (("a", "b"), b"B", "unknown_label"),
+        (("a", "b"), b"", "blank"),
     ],
 )
 @pytest.mark.parametrize("reader", [read, read_exactly])
@@ -93,15 +100,51 @@ def test_the_quick_reader_takes_plain_files_and_no_others():
     assert plain_columns(b"id,y\n007,1,NA\n2\n") is None
 
 
-PIECES = st.sampled_from([b"id,y", b"y,id", b"007", b"NA", b"null", b",", b"\n", b"\r\n", b"\r", b'"', b"1", b"-2.5", b"1e5", b" ", b"\t", b"nan",
-                          b"1e999", b"\0", b"\xff", "\u00e9".encode(), b"\xef\xbb\xbf", b"0.5,007", b"_", b"."])
-LINES = st.lists(st.tuples(st.sampled_from([b"007", b"NA", b"null", b"x"]), st.one_of(st.floats().map(lambda x: repr(x).encode()), PIECES)), max_size=5)
+PIECES = st.sampled_from(
+    [
+        b"id,y",
+        b"y,id",
+        b"007",
+        b"NA",
+        b"null",
+        b",",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b'"',
+        b"1",
+        b"-2.5",
+        b"1e5",
+        b" ",
+        b"\t",
+        b"nan",
+        b"1e999",
+        b"\0",
+        b"\xff",
+        "\u00e9".encode(),
+        b"\xef\xbb\xbf",
+        b"0.5,007",
+        b"_",
+        b".",
+    ]
+)
+LINES = st.lists(
+    st.tuples(st.sampled_from([b"007", b"NA", b"null", b"x"]), st.one_of(st.floats().map(lambda x: repr(x).encode()), PIECES)),
+    max_size=5,
+)
 FILES = st.one_of(
     st.lists(PIECES, max_size=25).map(b"".join),
     st.binary(max_size=40),
-    st.builds(lambda lines, end: b"id,y" + end + end.join(i + b"," + v for i, v in lines) + end, LINES, st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n"])),
-    st.builds(lambda order, values: b"id,y\n" + b"".join(i + b"," + v + b"\n" for i, v in zip(order, values, strict=True)),
-              st.permutations([b"007", b"NA", b"null"]), st.lists(st.one_of(st.floats().map(lambda x: repr(x).encode()), PIECES), min_size=3, max_size=3)),
+    st.builds(
+        lambda lines, end: b"id,y" + end + end.join(i + b"," + v for i, v in lines) + end,
+        LINES,
+        st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n"]),
+    ),
+    st.builds(
+        lambda order, values: b"id,y\n" + b"".join(i + b"," + v + b"\n" for i, v in zip(order, values, strict=True)),
+        st.permutations([b"007", b"NA", b"null"]),
+        st.lists(st.one_of(st.floats().map(lambda x: repr(x).encode()), PIECES), min_size=3, max_size=3),
+    ),
 )
 
 
@@ -129,7 +172,9 @@ def test_both_readers_agree_on_wide_plain_files(monkeypatch, pandas_from, data):
     monkeypatch.setattr(strict_csv, "PANDAS_FROM", pandas_from)
     ids = data.draw(st.lists(st.text("ab\u00e90", min_size=1, max_size=70), min_size=1, max_size=6, unique=True))
     wanted = Wanted("id", {"x": "float", "t": "str", "n": "int"}, {one: place for place, one in enumerate(ids)})
-    number = st.one_of(st.floats(allow_nan=False).map(repr), st.integers().map(str), st.text("0123456789+-.eE", min_size=1, max_size=8))
+    number = st.one_of(
+        st.floats(allow_nan=False).map(repr), st.integers().map(str), st.text("0123456789+-.eE", min_size=1, max_size=8)
+    )
     whole = st.one_of(st.integers(-10, 10).map(str), number)
     text = st.text("ab\u00e9", min_size=1, max_size=9)
     lines = [",".join([data.draw(number), one, data.draw(text), data.draw(whole)]) for one in data.draw(st.permutations(ids))]
