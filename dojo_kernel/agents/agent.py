@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import sys
 from typing import TYPE_CHECKING, Protocol
 
 from dojo_kernel.registry import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dojo_kernel.records import Observation, Turn
 
 
@@ -22,7 +24,7 @@ class Agent(Protocol):
 
     @property
     def trusted(self) -> bool:
-        """Its code is the user's own, so that it may run without a box when none can be had."""
+        """It runs no model's code. Only believed of agents that come with this package, see `is_bundled`."""
         ...
 
     async def act(self, observation: Observation) -> Turn:
@@ -37,3 +39,10 @@ def find_agent(kind: str) -> Callable[..., Agent]:
     """The class of an agent by its name, or by `package.module:Class`. Raises ConfigError."""
     importlib.import_module("dojo_kernel.agents.scripted")  # registers itself
     return AGENTS[kind]
+
+
+def is_bundled(agent: Agent) -> bool:
+    """Whether this very class is defined in `dojo_kernel.agents`; a subclass elsewhere is not."""
+    kind = type(agent)
+    home = sys.modules.get(kind.__module__)
+    return kind.__module__.startswith("dojo_kernel.agents.") and getattr(home, kind.__qualname__, None) is kind

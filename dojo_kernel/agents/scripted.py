@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dojo_kernel.actions import ExecuteCode, RequestInfo, ValidateCode
@@ -21,6 +22,9 @@ _SCORERS = {
     "roc_auc": "roc_auc", "accuracy": "accuracy", "f1_macro": "f1_macro", "log_loss": "neg_log_loss",
     "mae": "neg_mean_absolute_error", "rmse": "neg_root_mean_squared_error",
 }  # fmt: skip
+
+_COUNT = 5
+"""Ideas there are; without the first, the look at the data, the others are worth nothing."""
 
 _LOOK = '''# Look at the data
 import warnings
@@ -39,21 +43,26 @@ test = pd.read_csv(DATA / "test.csv", dtype={{ID: str}})
 hidden = [name for name in train.columns if name not in test.columns]
 target = COLUMNS[0] if COLUMNS[0] in train.columns else hidden[-1]
 y = train[target].astype(str) if CLASSIFY and len(COLUMNS) > 1 else train[target]
+
+
+def submit(prediction):
+    """Write submission.csv in the columns of the sample; the file lands in the workspace, where the kernel runs."""
+    table = pd.DataFrame(np.asarray(prediction).reshape(len(test), -1), columns=COLUMNS)
+    table.insert(0, ID, test[ID].to_numpy())
+    table.to_csv("submission.csv", index=False)
+    return table.head(3)
+
+
 print(len(train), "train rows,", len(test), "test rows; target:", target)
 print(train.describe(include="all").T.iloc[:, :8].to_string(max_rows=20))
 '''
-_FEW_ROWS = "\n# only to try the cell: a few rows\ntrain = train.sample(min(len(train), 400), random_state=0); y = y[train.index]\n"
+_FEW_ROWS = """
+# A few rows are enough to see whether the cell works
+train = train.sample(min(len(train), 200), random_state=0)
+y = y[train.index]
 
-_SUBMIT = '''
-def submit(prediction):
-    """Write submission.csv in the columns of the sample."""
-    table = pd.DataFrame(np.asarray(prediction).reshape(len(test), -1), columns=COLUMNS)
-    table.insert(0, ID, test[ID].to_numpy())
-    table.to_csv({output!r}, index=False)
-    return table.head(3)
-
-'''
-_CONSTANT = '''# A constant: what can be had without looking at a single feature
+"""
+_CONSTANT = """# A constant: what can be had without looking at a single feature
 if CHANCES and len(COLUMNS) > 1:
     constant = y.value_counts(normalize=True).reindex(COLUMNS).fillna(0).to_numpy()
 elif CLASSIFY and not CHANCES:
@@ -61,7 +70,7 @@ elif CLASSIFY and not CHANCES:
 else:
     constant = [y.mean()]
 submit(np.tile(constant, (len(test), 1)))
-'''
+"""
 _FEATURES = r'''# Features: numbers as they are, dates as calendar, words as TF-IDF, pictures as pixels
 from sklearn.compose import make_column_transformer
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -109,14 +118,14 @@ def predict(model, table):
     return pd.DataFrame(chances, columns=list(map(str, model.classes_))).reindex(columns=COLUMNS).fillna(0).to_numpy()
 
 '''
-_SIMPLE = '''# A simple model: linear
+_SIMPLE = """# A simple model: linear
 from sklearn.linear_model import LogisticRegression, Ridge
 
 simple = make_pipeline(prepare, LogisticRegression(max_iter=2000) if CLASSIFY else Ridge())
 simple.fit(X, y)
 submit(predict(simple, X_test))
-'''
-_TUNED = '''# Tuned: the strength of several families, by cross-validation
+"""
+_TUNED = """# Tuned: the strength of several families, by cross-validation
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
@@ -139,44 +148,65 @@ for candidate in candidates:
     print(f"{{tried[-1][0]:10.4f}}  {{candidate}}")
 tried.sort(key=lambda pair: pair[0], reverse=True)
 submit(predict(tried[0][1].fit(X, y), X_test))
-'''
-_BLEND = '''# A blend of the best three
+"""
+_BLEND = """# A blend of the best three
 from sklearn.ensemble import VotingClassifier, VotingRegressor
 
 best = [(f"m{{number}}", model) for number, (_, model) in enumerate(tried[:3])]
 blend = (VotingClassifier(best, voting="soft" if CHANCES else "hard") if CLASSIFY else VotingRegressor(best)).fit(X, y)
 submit(predict(blend, X_test))
-'''
+"""
+
+
+@dataclass(frozen=True)
+class _Idea:
+    """One cell, and what is said before it."""
+
+    said: str
+    code: str
 
 
 @AGENTS.register("scripted")
-class Scripted:
-    """Plays the same few cells in every competition."""
+class ScriptedAgent:
+    """Plays the same few ideas in every competition; an idea that fails on a few rows is dropped."""
 
     name = "scripted"
     trusted = True
 
     def __init__(self) -> None:
-        self._plan: list[tuple[str, str]] | None = None
+        self._ideas: list[_Idea] | None = None
         self._asked = False
-        self._tried = False
+        self._trying = False
+        self._ran: list[str] = []
 
     async def act(self, observation: Observation) -> Turn:
-        """Ask once, then try and run one cell after the other."""
+        """Ask once, then try and run one idea after the other."""
         if not self._asked:
             self._asked = True
-            return Turn(action=RequestInfo(info_type="all"))
-        if self._plan is None:
-            self._plan = _plan(observation.text)
-        if not self._plan:
+            return Turn(action=RequestInfo(info_type="all"), said="What is this competition about?")
+        if self._ideas is None:
+            if not observation.ok:
+                return Turn(action=None, said="Nothing is known about this competition.")
+            self._ideas = _ideas(observation.text)
+        elif self._trying and not observation.ok:
+            self._trying = False
+            self._ideas.pop(0)
+        if not self._ideas or (not self._ran and len(self._ideas) < _COUNT):
             return Turn(action=None, said="Nothing more to try.")
-        trial, cell = self._plan[0]
-        if not self._tried and observation.steps_left > len(self._plan):
-            self._tried = True
-            return Turn(action=ValidateCode(code=trial))
-        self._tried = False
-        self._plan.pop(0)
-        return Turn(action=ExecuteCode(code=cell))
+        idea = self._ideas[0]
+        if not self._trying and observation.steps_left > len(self._ideas):
+            self._trying = True
+            return Turn(action=ValidateCode(code=self._trial(idea)), said=f"{idea.said} A trial first.")
+        self._trying = False
+        self._ideas.pop(0)
+        self._ran.append(idea.code)
+        return Turn(action=ExecuteCode(code=idea.code), said=idea.said)
+
+    def _trial(self, idea: _Idea) -> str:
+        """The idea as a cell of its own: a scratch kernel knows nothing of what ran before."""
+        if not self._ran:
+            return idea.code
+        return "\n".join([self._ran[0] + _FEW_ROWS, *self._ran[1:], idea.code])
 
 
 def _section(text: str, name: str) -> str:
@@ -184,22 +214,23 @@ def _section(text: str, name: str) -> str:
     return found[1].strip() if found else ""
 
 
-def _plan(text: str) -> list[tuple[str, str]]:
-    """Pairs of a self-contained trial and the cell itself."""
+def _ideas(text: str) -> list[_Idea]:
     about = json.loads(_section(text, "metadata"))
     kinds = list(about["prediction_columns"].values())
     chances = about["metric"] in _CHANCE_METRICS
     classify = chances or kinds[0] != "float"
     facts = {
         "data": _section(text, "data_path"),
-        "output": _section(text, "output_path"),
         "id": about["id_column"],
         "columns": list(about["prediction_columns"]),
         "classify": classify,
         "chances": chances,
         "scoring": _SCORERS.get(about["metric"], "accuracy" if classify else "neg_root_mean_squared_error"),
     }
-    look, submit = _LOOK.format(**facts), _SUBMIT.format(**facts)
-    cells = [look, submit.lstrip() + _CONSTANT, _FEATURES + _SIMPLE, _TUNED.format(**facts), _BLEND.format()]
-    trials = ["".join([look, _FEW_ROWS if number else "", *cells[1 : number + 1]]) for number in range(len(cells))]
-    return list(zip(trials, cells, strict=True))
+    return [
+        _Idea("I look at the data.", _LOOK.format(**facts)),
+        _Idea("A constant shows what a score is worth.", _CONSTANT),
+        _Idea("Now features and a linear model.", _FEATURES + _SIMPLE),
+        _Idea("Now several families of models, tuned by cross-validation.", _TUNED.format(**facts)),
+        _Idea("Last, a blend of the best three.", _BLEND.format()),
+    ]
