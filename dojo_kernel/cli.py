@@ -118,7 +118,9 @@ class _Progress(Watcher):
             return
         spec = episode.competition
         say.print(
-            f"{task.name}: {spec.title}, {spec.metric} ({spec.better} is better), box: {episode.kernel.box}", style="bold", markup=False
+            f"{task.name}: {spec.title}, {spec.metric} ({spec.better} is better), box: {episode.kernel.box}",
+            style="bold",
+            markup=False,
         )
         if not self._many:
             say.print(f"{'step':>7}  {'action':<14} {'seconds':>8}  {'score':>10}  {'best':>10}  standing", style="dim")
@@ -126,15 +128,13 @@ class _Progress(Watcher):
     def stepped(self, task: Task, episode: Episode, step: Step) -> None:
         if self._quiet:
             return
-        decimals = episode.competition.decimals
-        place = _place(episode.state.best)
-        outcome = "" if step.observation.ok else "  (failed)"
+        seen, decimals = step.observation, episode.competition.decimals
+        count = f"{step.index + 1:>3}/{episode.settings.max_steps:<3}"
+        scores = f"{_number(seen.score, decimals):>10}  {_number(seen.best_score, decimals):>10}"
         prefix = f"{task.name} " if self._many else ""
-        say.print(
-            f"{prefix}{step.index + 1:>3}/{episode.settings.max_steps:<3}  {step.action.name:<14} {step.seconds:>8.1f}  "
-            f"{_number(step.observation.score, decimals):>10}  {_number(step.observation.best_score, decimals):>10}  {place}{outcome}",
-            markup=False,
-        )
+        outcome = "" if seen.ok else "  (failed)"
+        line = f"{prefix}{count}  {step.action.name:<14} {step.seconds:>8.1f}  {scores}  {_place(episode.state.best)}{outcome}"
+        say.print(line, markup=False)
 
     def ended(self, task: Task, played: Played) -> None:
         if self._quiet:
@@ -162,10 +162,12 @@ def _place(grade: Grade | None) -> str:
 def run_(  # noqa: PLR0913 - a command line
     what: Annotated[list[str], typer.Argument(help="Competitions (names or folders), or one run file (.toml).")],
     *,
-    agent: Annotated[str, typer.Option(help="Name of an agent, or package.module:Class.")] = "scripted",
-    box: Annotated[BoxName, typer.Option(help="auto takes docker, then sandbox; a model's code never runs in a plain process.")] = "auto",
+    agent: Annotated[str | None, typer.Option(help="Name of an agent, or package.module:Class. [default: scripted]")] = None,
+    box: Annotated[
+        BoxName | None, typer.Option(help="auto takes docker, then sandbox; never a plain process for a model. [default: auto]")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Steps an episode has.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(min=1, help="Seconds that the steps of an episode may take together.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=1, help="Seconds the steps of an episode have together.")] = None,
     reward: Annotated[str | None, typer.Option(help="human_rank, improvement, score, medal, or package.module:name.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Comma-separated; each competition is played once a seed.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Episodes at a time.")] = None,
@@ -196,12 +198,16 @@ def run_(  # noqa: PLR0913 - a command line
 
 def _run_name(out: Path, *, resume: bool) -> str:
     """A fresh folder by the clock; the newest one to go on with."""
-    if resume and out.is_dir() and (earlier := sorted(path.name for path in out.iterdir() if path.is_dir())):
-        return earlier[-1]
+    if resume and out.is_dir() and (earlier := [path for path in out.iterdir() if path.is_dir()]):
+        return max(earlier, key=_touched).name
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
-def _experiment(what: Sequence[str], agent: str, seeds: str | None, name: str, given: dict[str, Any]) -> Experiment:
+def _touched(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.glob("*/journal.jsonl")))
+
+
+def _experiment(what: Sequence[str], agent: str | None, seeds: str | None, name: str, given: dict[str, Any]) -> Experiment:
     """The run file with the command line on top of it, or an experiment out of the command line alone."""
     episode = {key: given[key] for key in ("max_steps", "max_seconds", "reward") if given[key] is not None}
     top: dict[str, Any] = {key: given[key] for key in ("parallel", "name") if given[key] is not None}
@@ -215,8 +221,10 @@ def _experiment(what: Sequence[str], agent: str, seeds: str | None, name: str, g
             raise ConfigError("give one run file, or competitions; not both. See: dojo run --help")
         base = read_experiment(Path(what[0])).model_dump()
     else:
-        base = {"name": name, "competitions": list(what), "agents": [AgentSettings(kind=agent).model_dump()]}
-    kernel = {**base.get("kernel", {}), **({"box": given["box"]} if given["box"] != "auto" else {})}
+        base = {"name": name, "competitions": list(what)}
+    if agent is not None:
+        top["agents"] = [AgentSettings(kind=agent).model_dump()]
+    kernel = {**base.get("kernel", {}), **({"box": given["box"]} if given["box"] is not None else {})}
     try:
         return Experiment.model_validate({**base, **top, "episode": {**base.get("episode", {}), **episode}, "kernel": kernel})
     except ValidationError as error:
@@ -297,7 +305,8 @@ def doctor(*, as_json: Json = False) -> None:
         _print_json([report.model_dump(mode="json") for report in reports])
         return
     for report in reports:
-        show.print(f"{report.box}: {'available' if report.available else 'not available'}: {report.why}", markup=False, style="bold")
+        state = "available" if report.available else "not available"
+        show.print(f"{report.box}: {state}: {report.why}", markup=False, style="bold")
         if report.fix:
             show.print(f"  mend it with: {report.fix}", markup=False)
         table = Table("limit", "held by", "", box=None, pad_edge=False, show_header=False)
@@ -324,7 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _status(arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
-        return int(command.main(args=None if arguments is None else list(arguments), prog_name="dojo", standalone_mode=False) or 0)
+        given = None if arguments is None else list(arguments)
+        return int(command.main(args=given, prog_name="dojo", standalone_mode=False) or 0)
     except typer.Exit as end:
         return end.exit_code
     except UserFault as fault:
@@ -332,7 +342,7 @@ def _status(arguments: Sequence[str] | None) -> int:
         return 2
     except typer.Abort:
         return 130
-    except Exception as error:  # the last line of defence: a log for us, one line for the user
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a log for us, one line for the user
         return _usage(error) or _crash(error)
 
 

@@ -21,8 +21,8 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from pydantic import ValidationError
 
 from dojo_kernel.actions import ACTIONS, Action, tool_schemas
-from dojo_kernel.errors import ActionError, ConfigError
 from dojo_kernel.episode import StartKernel, open_episode, open_kernel
+from dojo_kernel.errors import ActionError, ConfigError
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ T = TypeVar("T")
 S = TypeVar("S", EpisodeSettings, KernelSettings)
 
 _TEXT_LIMIT = 10_000_000
+_SCORE_LIMIT = 1e300
+"""Bounds are finite, as Gymnasium wants them, and their difference is too, so that the space can be sampled."""
 _HARMLESS = ("1 + 1", "print('hello')", "None", "sum(range(10))")
 
 
@@ -119,7 +121,7 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
 
 def observation_space() -> spaces.Dict:
     """`score`, `best_score` and `human_rank` are 0 where `scored` and `has_best` say that there is none."""
-    number = spaces.Box(-np.inf, np.inf, (), np.float64)
+    number = spaces.Box(-_SCORE_LIMIT, _SCORE_LIMIT, (), np.float64)
     return spaces.Dict(
         {
             "text": UnicodeText(),
@@ -127,7 +129,7 @@ def observation_space() -> spaces.Dict:
             "scored": spaces.Discrete(2),
             "score": number,
             "has_best": spaces.Discrete(2),
-            "best_score": spaces.Box(-np.inf, np.inf, (), np.float64),
+            "best_score": spaces.Box(-_SCORE_LIMIT, _SCORE_LIMIT, (), np.float64),
             "human_rank": spaces.Box(0.0, 1.0, (), np.float64),
             "steps_left": spaces.Box(0, np.iinfo(np.int64).max, (), np.int64),
         }
@@ -139,12 +141,16 @@ def _as_arrays(observation: Observation) -> dict[str, Any]:
         "text": observation.text[:_TEXT_LIMIT],
         "ok": np.int64(observation.ok),
         "scored": np.int64(observation.score is not None),
-        "score": np.array(observation.score or 0.0),
+        "score": _number(observation.score),
         "has_best": np.int64(observation.best_score is not None),
-        "best_score": np.array(observation.best_score or 0.0),
+        "best_score": _number(observation.best_score),
         "human_rank": np.array(observation.human_rank or 0.0),
         "steps_left": np.array(max(0, observation.steps_left), dtype=np.int64),
     }
+
+
+def _number(score: float | None) -> np.ndarray[Any, Any]:
+    return np.array(min(max(score or 0.0, -_SCORE_LIMIT), _SCORE_LIMIT))
 
 
 class _Loop:
@@ -189,7 +195,9 @@ class _Seat:
 
     async def reset(self, seed: int | None) -> Observation:
         await self.leave()
-        settings = self._settings if seed is None else EpisodeSettings.model_validate({**self._settings.model_dump(), "seed": seed})
+        settings = self._settings
+        if seed is not None:
+            settings = EpisodeSettings.model_validate({**settings.model_dump(), "seed": seed})
         self.episode = await self._stack.enter_async_context(
             open_episode(
                 self._competition,
@@ -275,9 +283,9 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     `folder`: keeps a journal and submissions an episode; without it they go when the next episode starts.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 1}
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords of gym.make
         self,
         competition: str = "digits",
         *,
@@ -363,9 +371,9 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
     Arguments as for `DojoEnv`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.DISABLED}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "autoreset_mode": AutoresetMode.DISABLED}
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords of gym.make_vec
         self,
         num_envs: int = 1,
         competition: str = "digits",

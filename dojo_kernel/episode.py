@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from dojo_kernel.records import Event, Execution
 
 SUBMISSION = "submission.csv"
-_WHERE = f"{SUBMISSION}: write it relative to the working directory, where the live kernel and every scratch kernel start"
+_WHERE = "Write it relative to the working directory: live and scratch kernels each start in theirs."
 _INFO_ENTRIES = 10
 _MAX_GIVEN = 20_000
 _MB = 1_000_000
@@ -146,7 +146,11 @@ class Episode:
 
     async def _outcome(self, action: Action) -> Outcome:
         try:
-            return await self._handlers[action.name](self, action)
+            handle = self._handlers[action.name]
+        except ConfigError as error:
+            raise PluginError(str(error)) from error
+        try:
+            return await handle(self, action)
         except (ActionError, SubmissionError) as fault:
             return Outcome(str(fault), ok=False)
         except DojoError:
@@ -362,11 +366,11 @@ class _Table:
 
 
 @contextlib.asynccontextmanager
-async def open_episode(
+async def open_episode(  # noqa: PLR0913 - keywords of the front door
     competition: str | Path,
     *,
-    settings: EpisodeSettings = EpisodeSettings(),
-    kernel: KernelSettings = KernelSettings(),
+    settings: EpisodeSettings = EpisodeSettings(),  # noqa: B008 - frozen
+    kernel: KernelSettings = KernelSettings(),  # noqa: B008 - frozen
     folder: Path | None = None,
     agent: str = "",
     trusted: bool = False,
@@ -621,7 +625,7 @@ def _data_path(episode: Episode) -> str:
 @INFO.register("output_path")
 def _output_path(episode: Episode) -> str:
     del episode
-    return _WHERE
+    return f"{SUBMISSION}\n{_WHERE}"
 
 
 @INFO.register("name")
@@ -655,16 +659,15 @@ def _all(episode: Episode) -> str:
 
 def _welcome(episode: Episode, *, resumed: bool) -> str:
     spec, settings = episode.competition, episode.settings
+    hidden = "" if episode.feedback_rows == "all" else "; your best submission is graded on the hidden rows when the episode ends"
+    submissions = settings.max_submissions - episode.state.submissions
     lines = [
         f"Competition: {spec.title} ({spec.slug}). Metric: {spec.metric}, {spec.better} is better.",
-        f"Data: {episode.kernel.data_path}. Your predictions: {_WHERE}.",
-        f"Its columns: {', '.join(spec.submission.names)}; it is graded when a cell of execute_code has changed it.",
-        f"Feedback scores are computed on the {episode.feedback_rows} rows"
-        + (
-            "." if episode.feedback_rows == "all" else "; your best submission is graded on the hidden rows when the episode ends."
-        ),
-        f"Left: {settings.max_steps - episode.state.steps} steps, {max(0.0, episode.seconds_left):.0f} s, "
-        f"{settings.max_submissions - episode.state.submissions} submissions; one cell runs at most {settings.cell_timeout_s:.0f} s.",
+        f"Data: {episode.kernel.data_path}. Your predictions: {SUBMISSION} with the columns {', '.join(spec.submission.names)}.",
+        f"{_WHERE} The file is graded when a cell of execute_code has changed it.",
+        f"Feedback scores are computed on the {episode.feedback_rows} rows{hidden}.",
+        f"Left: {settings.max_steps - episode.state.steps} steps, {max(0.0, episode.seconds_left):.0f} s, {submissions} submissions; "
+        + f"one cell runs at most {settings.cell_timeout_s:.0f} s.",
         f"Actions: {', '.join(ACTIONS)}. Start with request_info.",
     ]
     if resumed:

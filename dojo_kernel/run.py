@@ -9,15 +9,18 @@ import asyncio
 import contextlib
 import importlib
 import re
+import shutil
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from dojo_kernel.agents.agent import find_agent, is_bundled
 from dojo_kernel.competition.spec import find
-from dojo_kernel.episode import StartKernel, open_episode, open_kernel
+from dojo_kernel.episode import REWARDS, StartKernel, open_episode
 from dojo_kernel.errors import ConfigError, MachineFault, PluginError, UserFault
+from dojo_kernel.feedback import FEEDBACK
 from dojo_kernel.journal.log import read_journal
+from dojo_kernel.kernel import open_kernel
 from dojo_kernel.records import Closed, Grade, Record, State, Step, Turn
 from dojo_kernel.settings import AgentSettings, EpisodeSettings
 
@@ -126,6 +129,9 @@ async def run(
     for task in tasks:
         find(task.competition).require_prepared()
         find_agent(task.agent.kind)
+    REWARDS[experiment.episode.reward]
+    for provider in experiment.episode.feedback:
+        FEEDBACK[provider]
     if not resume and (taken := [task.name for task in tasks if (base / task.name).exists()]):
         raise ConfigError(f"{base / taken[0]} exists; go on with it by --resume, or give another --name or --out")
     gate = asyncio.Semaphore(experiment.parallel)
@@ -186,6 +192,10 @@ class _Room:
         except (MachineFault, UserFault) as fault:  # this episode is over, its siblings go on
             if isinstance(fault, UserFault):
                 self.refused.append(fault)
+                if not going_on:  # nothing was played: another try needs the name
+                    shutil.rmtree(folder, ignore_errors=True)
+            else:
+                _explain(folder, fault)
             played = _failed(task, folder, fault)
         self._watcher.ended(task, played)
         return played
@@ -270,10 +280,13 @@ def _set_aside(folder: Path) -> None:
     folder.rename(aside)
 
 
-def _failed(task: Task, folder: Path, fault: Exception) -> Played:
+def _explain(folder: Path, fault: Exception) -> None:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
+
+
+def _failed(task: Task, folder: Path, fault: Exception) -> Played:
     return Played(
         name=task.name,
         competition=task.competition,

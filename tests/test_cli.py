@@ -1,0 +1,279 @@
+"""The dojo command as a user and a program meet it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dojo_kernel import __version__, cli
+from dojo_kernel.competition.prepare import prepare
+from dojo_kernel.competition.spec import find
+from dojo_kernel.settings import Experiment
+
+ALL = ("list", "prepare", "run", "notebook", "replay", "doctor", "version")
+AGENT = """
+from dojo_kernel.actions import ExecuteCode
+from dojo_kernel.records import Turn
+
+CELLS = [
+    "import shutil, os; shutil.copy(os.path.join(os.environ['DOJO_DATA_DIR'], 'sample_submission.csv'), 'submission.csv')",
+    "print(6 * 7)",
+]
+
+class Two:
+    name = "two"
+    trusted = True
+    def __init__(self):
+        self.cells = list(CELLS)
+    async def act(self, observation):
+        return Turn(action=ExecuteCode(code=self.cells.pop(0)) if self.cells else None)
+
+class Slow(Two):
+    name = "slow"
+    def __init__(self):
+        self.cells = ["print('one')", "import time; time.sleep(600)"]
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOJO_DATA", str(root))
+        prepare(find("wine"))
+    return root
+
+
+@pytest.fixture
+def home(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with wine prepared and the two agents importable."""
+    monkeypatch.setenv("DOJO_DATA", str(data))
+    monkeypatch.setenv("DOJO_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "two_agents", raising=False)
+    (tmp_path / "two_agents.py").write_text(AGENT)
+    return tmp_path
+
+
+def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    printed = capfd.readouterr()
+    assert isinstance(end.value.code, int)
+    return end.value.code, printed.out, printed.err
+
+
+def played(home: Path, capfd: pytest.CaptureFixture[str], name: str = "one") -> Path:
+    status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", name, "--json")
+    assert (status, err) == (0, "")
+    (result,) = json.loads(out)
+    assert result["status"] == "finished"
+    return home / result["folder"]
+
+
+def test_every_command_explains_itself_with_an_example(capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capfd, "--help")
+    assert status == 0
+    for name in ALL:
+        assert name in out
+        status, about, _ = call(capfd, name, "--help")
+        assert status == 0
+        assert re.search(rf"Examples?: dojo {name}\b", " ".join(about.split()))
+
+
+def test_a_program_reads_list_prepare_version(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capfd, "list", "--json")
+    assert status == 0
+    ready = {one["slug"]: one["prepared"] for one in json.loads(out)}
+    assert ready["wine"]
+    assert not ready["digits"]
+    assert len(ready) >= 6
+    status, out, _ = call(capfd, "prepare", "wine", "--json")
+    assert (status, json.loads(out)[0]["slug"]) == (0, "wine")
+    status, out, _ = call(capfd, "version", "--json")
+    assert (status, json.loads(out)) == (0, {"dojo_kernel": __version__})
+
+
+def test_the_list_for_people_says_how_to_prepare(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capfd, "list")
+    assert status == 0
+    assert "dojo prepare digits" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["prepare", "winne"], "dojo list"),
+        (["prepare"], "dojo list"),
+        (["run", "winne", "--box", "process"], "dojo list"),
+        (["run", "digits", "--box", "process"], "dojo prepare digits"),
+        (["run", "wine", "--box", "castle"], "dojo run --help"),
+        (["run", "wine", "--box", "process", "--agent", "nobody"], "scripted"),
+        (["run", "wine", "--box", "process", "--agent", "no.such:Agent"], "no.such:Agent"),
+        (["run", "wine", "--box", "process", "--seeds", "a"], "--seeds"),
+        (["run", "wine", "--box", "process", "--reward", "gold"], "human_rank"),
+        (["run", "absent.toml"], "absent.toml"),
+        (["run", "bad.toml"], "bad.toml: competitions"),
+        (["run", "torn.toml"], "not TOML"),
+        (["replay", "nowhere"], "dojo run"),
+        (["notebook", "nowhere"], "dojo run"),
+        (["dance"], "dojo --help"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(
+    home: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    (home / "bad.toml").write_text('competitions = []\nname = "x"\n')
+    (home / "torn.toml").write_text("competitions = [\n")
+    status, out, err = call(capfd, *arguments)
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("dojo: ")
+    assert hint in err
+    assert not (home / "state" / "logs").exists()
+
+
+def test_a_crash_is_one_line_and_a_log(home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "crash_on_import.py").write_text("raise ZeroDivisionError('a bug\\nof ours')\n")
+    (home / "run.toml").write_text('competitions = ["wine"]\nplugins = ["crash_on_import"]\n')
+    status, out, err = call(capfd, "run", "run.toml")
+    assert (status, out) == (1, "")
+    (line,) = err.splitlines()
+    assert "ZeroDivisionError: a bug of ours" in line
+    (log,) = (home / "state" / "logs").iterdir()
+    assert str(log) in line
+    assert "Traceback (most recent call last)" in log.read_text()
+
+
+def test_a_run_is_shown_kept_written_again_and_replayed(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = played(home, capfd)
+    status, out, _ = call(capfd, "notebook", str(folder), "--out", "attempt.ipynb", "--json")
+    assert (status, json.loads(out)) == (0, {"notebook": "attempt.ipynb"})
+    assert json.loads((home / "attempt.ipynb").read_text())["nbformat"] == 4
+    status, out, _ = call(capfd, "notebook", str(folder))
+    assert (status, out.strip()) == (0, str(folder / "notebook.ipynb"))
+    status, out, err = call(capfd, "replay", str(folder), "--box", "process", "--json")
+    report = json.loads(out)
+    assert (status, err) == (0, "")
+    assert not report["diverged"]
+    assert [cell["verdict"] for cell in report["cells"]] == ["exact", "exact"]
+    status, out, _ = call(capfd, "replay", "attempt.ipynb", "--box", "process")
+    assert status == 0
+    assert "the same" in out
+    assert "not prepared" not in out
+
+
+def test_a_changed_notebook_diverges_and_a_changed_journal_is_refused(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = played(home, capfd)
+    text = (folder / "notebook.ipynb").read_text()
+    (home / "changed.ipynb").write_text(text.replace("6 * 7", "6 * 8"))
+    status, out, _ = call(capfd, "replay", "changed.ipynb", "--box", "process")
+    assert status == 1
+    assert "differs" in out
+    assert "diverged" in out
+    journal = folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace("6 * 7", "6 * 8"))
+    status, out, err = call(capfd, "replay", str(folder), "--box", "process")
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert "JournalError" in err
+    assert str(journal) in err
+
+
+def test_progress_is_shown_step_by_step(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "seen")
+    assert status == 0
+    assert re.search(r"1/20 +execute_code +\d+\.\d +\d\.\d+ +\d\.\d+ +\d+/\d+ on the reference board", err)
+    assert re.search(r"2/20 +execute_code", err)
+    assert "final score" in out
+    assert str(Path("runs/seen/wine-two_agents-Two-0/notebook.ipynb")) in out
+
+
+def test_the_doctor_says_what_enforces_what(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capfd, "doctor", "--json")
+    assert status == 0
+    reports = {one["box"]: one for one in json.loads(out)}
+    assert set(reports) == {"docker", "sandbox", "process"}
+    for one in reports.values():
+        assert one["enforcement"] if one["available"] else one["fix"]
+    status, out, _ = call(capfd, "doctor")
+    assert status == 0
+    for box, one in reports.items():
+        assert f"{box}: {'available' if one['available'] else 'not available'}" in out
+        assert one["available"] or one["fix"] in out
+    assert "memory" in out
+
+
+# --- an agent that was not bundled -----------------------------------------------------------------------------------
+
+
+def without_boxes(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run dojo where neither a Docker engine nor bubblewrap is found."""
+    tools = home / "bin"
+    tools.mkdir(exist_ok=True)
+    for name in ("mount", "umount"):
+        if (found := shutil.which(name)) and not (tools / name).exists():
+            (tools / name).symlink_to(found)
+    env = {**os.environ, "PATH": str(tools), "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    argv = [sys.executable, "-m", "dojo_kernel", *arguments]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_foreign_agent_that_calls_itself_trusted_gets_no_plain_process(home: Path) -> None:
+    arguments = ["run", "wine", "--agent", "two_agents:Two", "--name", "foreign"]
+    done = without_boxes(home, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "--box process" in done.stderr.splitlines()[-1]
+    assert "dojo doctor" in done.stderr.splitlines()[-1]
+    assert not (home / "runs" / "foreign" / "wine-two_agents-Two-0").exists()
+    again = without_boxes(home, *arguments, "--box", "process")
+    assert again.returncode == 0, again.stderr
+
+
+def test_the_bundled_agent_falls_through_to_a_process_with_a_warning(home: Path) -> None:
+    done = without_boxes(home, "run", "wine", "--max-steps", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "warning: no isolated box" in done.stderr
+    folder = Path(json.loads(done.stdout)[0]["folder"])
+    assert '"box":"process"' in (home / folder / "journal.jsonl").read_text().replace(" ", "")
+
+
+# --- the run file and the command line -------------------------------------------------------------------------------
+
+
+def test_the_command_line_overrides_the_run_file(home: Path) -> None:
+    (home / "run.toml").write_text(
+        'name = "filed"\ncompetitions = ["wine"]\nseeds = [3]\n[[agents]]\nkind = "scripted"\n'
+        '[episode]\nmax_steps = 9\nreward = "medal"\n[kernel]\nbox = "process"\n'
+    )
+    nothing = dict.fromkeys(("box", "max_steps", "max_seconds", "reward", "parallel", "name"))
+    filed = cli._experiment(["run.toml"], None, None, "clock", nothing)
+    assert (filed.name, filed.kernel.box, filed.agents[0].kind, filed.seeds) == ("filed", "process", "scripted", (3,))
+    given = {**nothing, "box": "auto", "max_steps": 4, "parallel": 2, "name": "mine"}
+    mixed = cli._experiment(["run.toml"], "two_agents:Two", "0,1", "clock", given)
+    assert (mixed.name, mixed.kernel.box, mixed.agents[0].kind, mixed.seeds) == ("mine", "auto", "two_agents:Two", (0, 1))
+    assert (mixed.episode.max_steps, mixed.episode.reward, mixed.parallel) == (4, "medal", 2)
+    assert isinstance(mixed, Experiment)
+
+
+def test_resume_goes_on_with_the_run_touched_last_whatever_its_name(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age in (("aaa", 10), ("zzz", 50), ("mmm", 90)):
+        episode = tmp_path / name / "wine-scripted-0"
+        episode.mkdir(parents=True)
+        (episode / "journal.jsonl").touch()
+        for path in (episode / "journal.jsonl", episode, tmp_path / name):
+            os.utime(path, (now - age, now - age))
+    assert cli._run_name(tmp_path, resume=True) == "aaa"
+    os.utime(tmp_path / "mmm" / "wine-scripted-0" / "journal.jsonl")
+    assert cli._run_name(tmp_path, resume=True) == "mmm"
+    assert re.fullmatch(r"\d{8}-\d{6}", cli._run_name(tmp_path, resume=False))
+    assert re.fullmatch(r"\d{8}-\d{6}", cli._run_name(tmp_path / "absent", resume=True))
