@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 import traceback
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 say = Console(stderr=True, highlight=False, soft_wrap=True)
-show = Console(highlight=False, soft_wrap=True)
+show = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 BoxName = Literal["auto", "docker", "sandbox", "process"]
@@ -338,7 +339,7 @@ def _status(arguments: Sequence[str] | None) -> int:
     except typer.Exit as end:
         return end.exit_code
     except UserFault as fault:
-        say.print(f"dojo: {_one_line(fault)}", markup=False)
+        say.print(f"dojo: {_with_command(fault)}", markup=False)
         return 2
     except typer.Abort:
         return 130
@@ -359,7 +360,7 @@ def _usage(error: Exception) -> int:
 
 def _crash(error: Exception) -> int:
     if isinstance(error, BaseExceptionGroup) and (faults := error.subgroup(UserFault)) is not None:
-        say.print(f"dojo: {_one_line(faults.exceptions[0])}", markup=False)
+        say.print(f"dojo: {_with_command(faults.exceptions[0])}", markup=False)
         return 2
     folder = state_root() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -367,6 +368,13 @@ def _crash(error: Exception) -> int:
     log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     say.print(f"dojo: {type(error).__name__}: {_one_line(error)[:300]} (traceback: {log})", markup=False)
     return 1
+
+
+def _with_command(fault: BaseException) -> str:
+    line = _one_line(fault)
+    if re.search(r"\bdojo [a-z]|; run: |--", line):
+        return line
+    return f"{line} See: {'dojo list' if line.startswith('no competition') else 'dojo --help'}"
 
 
 def _one_line(error: BaseException) -> str:

