@@ -226,7 +226,7 @@ class DockerProvisioner(BoxProvisioner):
     """A container of the local Docker engine."""
 
     kind: ClassVar[str] = "docker"
-    deadline_s: float = Float(86_400.0, config=True)
+    deadline_s: float = Float(86_400.0, config=True)  # type: ignore[assignment]  # a trait reads as its value
     """After which any host's reaper removes the container, whoever owns it."""
     _name: str | None = None
     _cgroup: Cgroup | None = None
