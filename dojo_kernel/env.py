@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from pydantic import ValidationError
 
 from dojo_kernel.actions import ACTIONS, Action, tool_schemas
-from dojo_kernel.episode import StartKernel, open_episode, open_kernel
+from dojo_kernel.episode import StartKernel, in_a_box, open_episode
 from dojo_kernel.errors import ActionError, ConfigError
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
@@ -283,7 +283,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     `folder`: keeps a journal and submissions an episode; without it they go when the next episode starts.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(  # noqa: PLR0913 - keywords of gym.make
         self,
@@ -293,7 +293,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         kernel: KernelSettings | Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         render_mode: str | None = None,
-        start_kernel: StartKernel = open_kernel,
+        start_kernel: StartKernel = in_a_box,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is none of {', '.join(self.metadata['render_modes'])}")
@@ -321,7 +321,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._show(step.observation.text)
         return _as_arrays(step.observation), step.reward, terminated, truncated, self._seat.info(step)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The last observation's text; with render_mode "human" it has been printed already."""
         return self._shown if self.render_mode == "ansi" else None
 
@@ -371,7 +371,11 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
     Arguments as for `DojoEnv`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1, "autoreset_mode": AutoresetMode.DISABLED}
+    metadata: dict[str, Any] = {  # noqa: RUF012 - as Gymnasium declares it
+        "render_modes": ["ansi"],
+        "render_fps": 1,
+        "autoreset_mode": AutoresetMode.DISABLED,
+    }
 
     def __init__(  # noqa: PLR0913 - keywords of gym.make_vec
         self,
@@ -382,7 +386,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         kernel: KernelSettings | Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         render_mode: str | None = None,
-        start_kernel: StartKernel = open_kernel,
+        start_kernel: StartKernel = in_a_box,
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -430,7 +434,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         endings = np.array([seat.ending() for seat in self._seats], dtype=bool)
         return self._batch(), np.array([step.reward for step in steps]), endings[:, 0], endings[:, 1], infos
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """The last observation's text of every seat."""
         return tuple(one["text"] for one in self._latest) if self.render_mode == "ansi" else None
 
@@ -446,9 +450,9 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
 
     def _batch(self) -> dict[str, Any]:
         space = self.single_observation_space
-        out = create_empty_array(space, self.num_envs, fn=np.zeros)
-        batched: dict[str, Any] = concatenate(space, self._latest, out)
-        return batched
+        out: Any = create_empty_array(space, self.num_envs, fn=np.zeros)
+        batched: Any = concatenate(space, self._latest, out)
+        return {**batched}
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if not self._finalizer.alive:

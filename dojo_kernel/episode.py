@@ -80,6 +80,8 @@ Handle = Callable[["Episode", Any], Awaitable[Outcome]]
 Info = Callable[["Episode"], str]
 Reward = Callable[[State, Grade | None], float]
 StartKernel = Callable[..., Awaitable["Kernel"]]
+in_a_box: StartKernel = open_kernel
+"""Who starts kernels where nobody else is named."""
 
 HANDLERS: Registry[Handle] = Registry("handler of the action")
 INFO: Registry[Info] = Registry("info_type")
@@ -375,7 +377,7 @@ async def open_episode(  # noqa: PLR0913 - keywords of the front door
     agent: str = "",
     trusted: bool = False,
     resume: bool = False,
-    start_kernel: StartKernel = open_kernel,
+    start_kernel: StartKernel = in_a_box,
     warn: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Episode]:
     """An episode, open; leaving the block closes it, an exception other than MachineFault leaves it to be resumed.
@@ -660,14 +662,14 @@ def _all(episode: Episode) -> str:
 def _welcome(episode: Episode, *, resumed: bool) -> str:
     spec, settings = episode.competition, episode.settings
     hidden = "" if episode.feedback_rows == "all" else "; your best submission is graded on the hidden rows when the episode ends"
-    submissions = settings.max_submissions - episode.state.submissions
+    steps, submissions = settings.max_steps - episode.state.steps, settings.max_submissions - episode.state.submissions
+    left = f"{steps} steps, {max(0.0, episode.seconds_left):.0f} s, {submissions} submissions"
     lines = [
         f"Competition: {spec.title} ({spec.slug}). Metric: {spec.metric}, {spec.better} is better.",
         f"Data: {episode.kernel.data_path}. Your predictions: {SUBMISSION} with the columns {', '.join(spec.submission.names)}.",
         f"{_WHERE} The file is graded when a cell of execute_code has changed it.",
         f"Feedback scores are computed on the {episode.feedback_rows} rows{hidden}.",
-        f"Left: {settings.max_steps - episode.state.steps} steps, {max(0.0, episode.seconds_left):.0f} s, {submissions} submissions; "
-        + f"one cell runs at most {settings.cell_timeout_s:.0f} s.",
+        f"Left: {left}; one cell runs at most {settings.cell_timeout_s:.0f} s.",
         f"Actions: {', '.join(ACTIONS)}. Start with request_info.",
     ]
     if resumed:

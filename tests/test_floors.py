@@ -47,7 +47,8 @@ def test_no_room_imports_from_above_or_from_its_neighbours():
             inner = FLOORS[here] != 1 and FLOORS[there] == FLOORS[here]
             assert below or inner, f"{path.relative_to(PACKAGE)} imports {there}"
             assert here != "agents" or there in WORDS, f"{path.relative_to(PACKAGE)}: agents know words only, not {there}"
-            assert FLOORS[here] < 3 or there != "kernel" or here in {"replay", "cli"}, f"{path}: kernels are reached through episode"
+            through = FLOORS[there] != 2 or there == "episode"
+            assert here != "env" or through, f"{path.relative_to(PACKAGE)}: a face reaches the game through episode only, not {there}"
 
 
 def test_words_know_pydantic_and_platformdirs_only():
