@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark of this folder, one after the other, each in a process of its own, with the machine's description."""
+"""`make bench`: every benchmark of this folder, each in a process of its own, with the machine's description."""
 
 from __future__ import annotations
 

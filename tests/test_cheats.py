@@ -203,8 +203,9 @@ async def test_no_cheat_scores_better_than_honest_play(box, competition, tmp_pat
         assert honest == 0.5
         for name, code in CHEATS.items():
             print(name, file=sys.stderr)
-            for cell in (HONEST, code.format(private=private), HONEST + "print('on we go', 6 * 7)"):
-                steps.append(await episode.step(ExecuteCode(code=cell)))
+            steps.append(await episode.step(ExecuteCode(code=HONEST)))
+            steps.append(await episode.step(ExecuteCode(code=code.format(private=private))))
+            steps.append(await episode.step(ExecuteCode(code=HONEST + "print('on we go', 6 * 7)")))
             if "on we go 42" not in steps[-1].observation.text:  # a cheat that killed the kernel: the next cell has a new one
                 steps.append(await episode.step(ExecuteCode(code=HONEST + "print('on we go', 6 * 7)")))
             assert "on we go 42" in steps[-1].observation.text, f"{name}: {steps[-1].observation.text}"
