@@ -1,3 +1,4 @@
+import json
 import asyncio
 import contextlib
 import io
@@ -122,7 +123,9 @@ async def test_a_forged_output_diverges_and_is_named(tmp_path, prepared):
 async def test_other_data_is_a_finding_and_a_changed_journal_is_never_run(tmp_path, prepared):
     await recorded(tmp_path / "run", prepared, "print(1)")
 
-    prepared.manifest.write_bytes(prepared.manifest.read_bytes() + b"\n")
+    manifest = json.loads(prepared.manifest.read_text())
+    manifest["files"]["public/more.csv"] = {"sha256": "0" * 64, "size": 1}
+    prepared.manifest.write_text(json.dumps(manifest))
     assert "manifests differ" in (await play(tmp_path / "run", prepared)).findings[0]
     file = tmp_path / "run" / "journal.jsonl"
     file.write_bytes(file.read_bytes().replace(b"print(1)", b"print(2)"))
