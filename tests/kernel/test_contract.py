@@ -662,10 +662,16 @@ async def _starts(box: str, folder: Path, count: int) -> None:
         assert str(run_dir) not in Path("/proc/self/mountinfo").read_text()
 
 
+SDK_POOL = 25
+"""Connections to the engine that the Docker SDK keeps for later; fewer than the starts of the long test, so a leak shows there."""
+
+
 async def _leaves_nothing(box: str, folder: Path, count: int) -> None:
     await _starts(box, folder, 1)  # what is made once stays: threads of the loop, the reaper
     before = held(box)
     await _starts(box, folder, count)
+    if box == "docker":
+        before["descriptors"] += SDK_POOL
     assert {name: number for name, number in held(box).items() if number > before[name]} == {}
 
 
