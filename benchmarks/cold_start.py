@@ -53,7 +53,10 @@ async def measure(rounds: int) -> dict[str, dict[str, float]]:
             for kind in kinds:
                 times[kind].append(await _boxed(kind, Path(folder)))
     return {
-        kind: {"start_s": round(statistics.median(a for a, _ in some), 3), "close_s": round(statistics.median(b for _, b in some), 3)}
+        kind: {
+            "start_s": round(statistics.median(a for a, _ in some), 3),
+            "close_s": round(statistics.median(b for _, b in some), 3),
+        }
         for kind, some in times.items()
     }
 

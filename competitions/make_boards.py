@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, GradientBoostingClassifier, GradientBoostingRegressor
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -89,18 +95,38 @@ def regressors(columns: list[str]) -> Iterator[Entry]:
 def text_classifiers() -> Iterator[Entry]:
     """Programs that read a name."""
     yield "commonest class", None, None
-    for analyzer, ranges in (("word", [(1, 1), (1, 2)]), ("char", [(1, 1), (1, 2), (1, 3), (2, 3)]), ("char_wb", [(1, 2), (1, 3), (1, 4)])):
+    for analyzer, ranges in (
+        ("word", [(1, 1), (1, 2)]),
+        ("char", [(1, 1), (1, 2), (1, 3), (2, 3)]),
+        ("char_wb", [(1, 2), (1, 3), (1, 4)]),
+    ):
         for grams in ranges:
             for rare in (1, 3):
                 name = f"{analyzer} {grams[0]}-{grams[1]}, seen {rare} times"
-                yield f"naive Bayes, {name}", make_pipeline(CountVectorizer(analyzer=analyzer, ngram_range=grams, min_df=rare), MultinomialNB()), None
+                yield (
+                    f"naive Bayes, {name}",
+                    make_pipeline(CountVectorizer(analyzer=analyzer, ngram_range=grams, min_df=rare), MultinomialNB()),
+                    None,
+                )
                 vectors = TfidfVectorizer(analyzer=analyzer, ngram_range=grams, min_df=rare)
                 yield f"logistic regression, {name}", make_pipeline(vectors, LogisticRegression(max_iter=300)), None
     for size in (5, 20, 80):
-        yield f"logistic regression, {size} words", make_pipeline(CountVectorizer(max_features=size), LogisticRegression(max_iter=300)), None
+        yield (
+            f"logistic regression, {size} words",
+            make_pipeline(CountVectorizer(max_features=size), LogisticRegression(max_iter=300)),
+            None,
+        )
     for depth in (2, 5, 15):
-        yield f"tree of depth {depth} on words", make_pipeline(CountVectorizer(), DecisionTreeClassifier(max_depth=depth, random_state=0)), None
-    yield "support vectors, char_wb 1-3", make_pipeline(TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)), SVC(kernel="linear")), None
+        yield (
+            f"tree of depth {depth} on words",
+            make_pipeline(CountVectorizer(), DecisionTreeClassifier(max_depth=depth, random_state=0)),
+            None,
+        )
+    yield (
+        "support vectors, char_wb 1-3",
+        make_pipeline(TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)), SVC(kernel="linear")),
+        None,
+    )
 
 
 def features(competition: Competition, table: pd.DataFrame, side: str) -> pd.DataFrame | pd.Series[str]:
@@ -116,7 +142,15 @@ def features(competition: Competition, table: pd.DataFrame, side: str) -> pd.Dat
     if competition.domain == "time series":
         day = pd.to_datetime(table["date"])
         angle = day.dt.day_of_year * (2 * np.pi / 365.25)
-        frame = pd.DataFrame({"month": day.dt.month, "wind": table["wind"], "rain": table["precipitation"], "cos": np.cos(angle), "sin": np.sin(angle)})
+        frame = pd.DataFrame(
+            {
+                "month": day.dt.month,
+                "wind": table["wind"],
+                "rain": table["precipitation"],
+                "cos": np.cos(angle),
+                "sin": np.sin(angle),
+            }
+        )
         for kind in ("drizzle", "fog", "rain", "snow", "sun"):
             frame[f"is_{kind}"] = (table["weather"] == kind).astype(float)
         return frame
@@ -151,7 +185,9 @@ def play(competition: Competition) -> list[tuple[str, float, float]]:
                 guess = guess[:, 1] if competition.metric == "roc_auc" else guess
             else:
                 guess = model.predict(seen)
-        private_score, public_score = (round(competition.scorer(truth[rows], guess[rows]), competition.decimals) for rows in (~public, public))
+        private_score, public_score = (
+            round(competition.scorer(truth[rows], guess[rows]), competition.decimals) for rows in (~public, public)
+        )
         results.append((name, private_score, public_score))
     return results
 
@@ -188,8 +224,14 @@ def main() -> None:
             continue
         prepare(competition)
         results = play(competition)
-        write_board(competition.folder / "reference_board.csv", [(entry, private) for entry, private, _ in results], competition.better)
-        write_board(competition.folder / "reference_public_board.csv", [(entry, public) for entry, _, public in results], competition.better)
+        write_board(
+            competition.folder / "reference_board.csv", [(entry, private) for entry, private, _ in results], competition.better
+        )
+        write_board(
+            competition.folder / "reference_public_board.csv",
+            [(entry, public) for entry, _, public in results],
+            competition.better,
+        )
         scores = sorted(private for _, private, _ in results)
         print(f"{competition.slug}: {len(scores)} entries, {scores[0]} .. {scores[len(scores) // 2]} .. {scores[-1]}", flush=True)
 

@@ -283,7 +283,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     `folder`: keeps a journal and submissions an episode; without it they go when the next episode starts.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - as Gymnasium declares it
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}
 
     def __init__(  # noqa: PLR0913 - keywords of gym.make
         self,
@@ -371,7 +371,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
     Arguments as for `DojoEnv`.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - as Gymnasium declares it
+    metadata: dict[str, Any] = {
         "render_modes": ["ansi"],
         "render_fps": 1,
         "autoreset_mode": AutoresetMode.DISABLED,

@@ -477,9 +477,7 @@ def _pinned(table: _Table, opened: Opened) -> _Table:
     )
 
 
-async def _sit_down(
-    table: _Table, journal: Journal, name: str, events: list[Event], stack: contextlib.AsyncExitStack
-) -> Episode:
+async def _sit_down(table: _Table, journal: Journal, name: str, events: list[Event], stack: contextlib.AsyncExitStack) -> Episode:
     grader = Grader(table.competition)
     stack.push_async_callback(grader.close)
     kernel = await table.start_kernel(

@@ -58,7 +58,9 @@ def test_every_code_block_of_the_readme_runs(environment, tmp_path):
 def test_every_notebook_of_the_manual_runs(path, environment, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "work")}})
+    client = NotebookClient(
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "work")}}
+    )
     client.execute(env={**environment, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 
 
@@ -79,4 +81,3 @@ def test_every_image_and_link_of_the_readme_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
-

@@ -90,7 +90,9 @@ def test_four_episodes_are_played_at_the_same_time():
         assert list(infos["competition"]) == ["wine"] * 4
         assert [episode.settings.seed for episode in envs.episodes] == [7, 8, 9, 10]
         started = time.monotonic()
-        observations, rewards, terminated, truncated, _ = envs.step([cell(f"import time; time.sleep(0.75); mine = {i}; mine") for i in range(4)])
+        observations, rewards, terminated, truncated, _ = envs.step(
+            [cell(f"import time; time.sleep(0.75); mine = {i}; mine") for i in range(4)]
+        )
         assert time.monotonic() - started < 4 * 0.75
         assert rewards.shape == terminated.shape == truncated.shape == (4,)
         assert not (terminated | truncated).any()
@@ -132,7 +134,9 @@ def test_an_observation_fits_its_space_and_a_step_gives_five_values():
     env.close()
 
 
-@pytest.mark.parametrize("bad", [None, 3, "x", {}, {"name": "fly"}, {"name": "execute_code"}, {"name": "execute_code", "code": 1}, [1]])
+@pytest.mark.parametrize(
+    "bad", [None, 3, "x", {}, {"name": "fly"}, {"name": "execute_code"}, {"name": "execute_code", "code": 1}, [1]]
+)
 def test_a_bad_action_is_an_observation_that_costs_a_step(bad):
     env = in_memory(settings={"max_steps": 3})
     env.reset()

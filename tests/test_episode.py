@@ -100,7 +100,14 @@ def registered(table, name, thing):
 async def test_the_first_observation_says_what_an_agent_must_know(competition):
     async with play(competition, max_steps=7) as episode:
         text = episode.first_observation.text
-    for part in ("rmse, lower is better", "submission.csv with the columns Id, y", "relative to the working directory", "7 steps", "hidden rows", *ACTIONS):
+    for part in (
+        "rmse, lower is better",
+        "submission.csv with the columns Id, y",
+        "relative to the working directory",
+        "7 steps",
+        "hidden rows",
+        *ACTIONS,
+    ):
         assert part in text
 
 
@@ -232,7 +239,9 @@ async def test_a_changed_submission_is_graded_on_the_feedback_rows(competition):
     assert "this is your best so far" in step.observation.text
 
 
-@pytest.mark.parametrize("reward", ["improvement", *(pytest.param(one, marks=pytest.mark.slow) for one in ("human_rank", "score", "medal"))])
+@pytest.mark.parametrize(
+    "reward", ["improvement", *(pytest.param(one, marks=pytest.mark.slow) for one in ("human_rank", "score", "medal"))]
+)
 async def test_an_untouched_a_rewritten_and_a_removed_file_pay_nothing(competition, reward):
     async with play(competition, reward=reward) as episode:
         await episode.step(writes(off(2)))
@@ -555,7 +564,11 @@ async def test_a_broken_handler_is_a_broken_plugin(competition):
     async def fail(episode, action):
         raise KeyError("oops")
 
-    with registered(ACTIONS, "shout", Shout), registered(HANDLERS, "shout", fail), pytest.raises(PluginError, match="KeyError: 'oops'"):
+    with (
+        registered(ACTIONS, "shout", Shout),
+        registered(HANDLERS, "shout", fail),
+        pytest.raises(PluginError, match="KeyError: 'oops'"),
+    ):
         async with play(competition) as episode:
             await episode.step(Shout(word="x"))
     assert episode.closed.reason == "error"
@@ -611,7 +624,10 @@ def test_outputs_are_plain_text_and_pictures_are_stubs():
 
 
 def test_late_output_names_its_cell():
-    late = (Late(cell="s0001", outputs=(Stream(name="stdout", text="thread"),)), Late(cell="", outputs=(Stream(name="stderr", text="who"),)))
+    late = (
+        Late(cell="s0001", outputs=(Stream(name="stdout", text="thread"),)),
+        Late(cell="", outputs=(Stream(name="stderr", text="who"),)),
+    )
     text = told(ran(late=late))
     assert "[late output of cell s0001]\nthread" in text
     assert "[late output of an earlier cell]\nwho" in text
@@ -632,7 +648,11 @@ def test_a_long_output_keeps_head_and_tail():
 
 def test_a_grade_says_score_place_and_best():
     grade = Grade(
-        rows="public", sha256="", score=2.0, human_rank=0.75, standings=(Standing(board="reference", position=2, teams=4, human_rank=0.75),)
+        rows="public",
+        sha256="",
+        score=2.0,
+        human_rank=0.75,
+        standings=(Standing(board="reference", position=2, teams=4, human_rank=0.75),),
     )
     text = told(ran(), grade)
     assert "[submission] score 2.000 (rmse, lower is better; public rows)" in text
@@ -643,7 +663,9 @@ def test_a_grade_says_score_place_and_best():
 
 
 def test_a_problem_is_told_as_it_is():
-    assert "[submission] not scored: 3 ids are missing" in told(ran(), Grade(rows="public", sha256="", problem="3 ids are missing"))
+    assert "[submission] not scored: 3 ids are missing" in told(
+        ran(), Grade(rows="public", sha256="", problem="3 ids are missing")
+    )
 
 
 def test_no_lone_surrogate_and_no_escape_reaches_a_model():

@@ -11,7 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "dojo_kernel"
 FILES = sorted(PACKAGE.rglob("*.py"))
 WORDS = {"errors", "registry", "records", "actions", "settings"}
 GAME = {"episode", "feedback", "agents", "testing"}
-FLOORS = {name: floor for floor, names in enumerate([WORDS, {"kernel", "competition", "journal"}, GAME, {"env", "run", "replay"}]) for name in names}
+FLOORS = {
+    name: floor
+    for floor, names in enumerate([WORDS, {"kernel", "competition", "journal"}, GAME, {"env", "run", "replay"}])
+    for name in names
+}
 FLOORS |= {"cli": 4, "__main__": 5}
 HOMES = {
     "docker": {"kernel"}, "jupyter_client": {"kernel"}, "zmq": {"kernel", "inside"}, "nbformat": {"journal", "replay"},
@@ -48,7 +52,9 @@ def test_no_room_imports_from_above_or_from_its_neighbours():
             assert below or inner, f"{path.relative_to(PACKAGE)} imports {there}"
             assert here != "agents" or there in WORDS, f"{path.relative_to(PACKAGE)}: agents know words only, not {there}"
             through = FLOORS[there] != 2 or there == "episode"
-            assert here != "env" or through, f"{path.relative_to(PACKAGE)}: a face reaches the game through episode only, not {there}"
+            assert here != "env" or through, (
+                f"{path.relative_to(PACKAGE)}: a face reaches the game through episode only, not {there}"
+            )
 
 
 def test_words_know_pydantic_and_platformdirs_only():
@@ -63,7 +69,9 @@ def test_what_runs_in_the_box_is_made_of_the_standard_library_and_ipykernel():
         tops = {top for top, _ in imports(path)}
         if room(path) == "inside":
             foreign = tops - sys.stdlib_module_names
-            assert foreign <= {"ipykernel", "IPython", "traitlets", "zmq"}, f"{path}: {foreign}"  # the last three come with the first
+            assert foreign <= {"ipykernel", "IPython", "traitlets", "zmq"}, (
+                f"{path}: {foreign}"
+            )  # the last three come with the first
         assert "inside" not in {there for _, there in imports(path)}, f"{path} imports what belongs in the box"
 
 

@@ -63,7 +63,9 @@ def _prepared(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def experiment(**changes: Any) -> Experiment:
     fields = {"competitions": ("wine", "diabetes"), "seeds": (0, 1), "parallel": 4, "agents": (TWO,), **changes}
-    return Experiment.model_validate({key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in fields.items()})
+    return Experiment.model_validate(
+        {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in fields.items()}
+    )
 
 
 async def test_every_competition_is_played_once_a_seed_in_its_own_folder(tmp_path: Path) -> None:
@@ -109,8 +111,14 @@ async def test_a_failing_episode_leaves_its_siblings_alone_and_is_played_again_o
 
 
 async def test_an_agent_that_raises_fails_its_own_episode_only(tmp_path: Path) -> None:
-    agents = (TWO.model_dump(), {"kind": TWO.kind, "name": "buggy", "options": {"fail": "6 * 7"}}, {"kind": TWO.kind, "name": "worse", "options": {"fail": "["}})
-    results = await run(experiment(agents=agents, competitions=("wine",), seeds=(0,)), out=tmp_path, start_kernel=open_memory_kernel)
+    agents = (
+        TWO.model_dump(),
+        {"kind": TWO.kind, "name": "buggy", "options": {"fail": "6 * 7"}},
+        {"kind": TWO.kind, "name": "worse", "options": {"fail": "["}},
+    )
+    results = await run(
+        experiment(agents=agents, competitions=("wine",), seeds=(0,)), out=tmp_path, start_kernel=open_memory_kernel
+    )
     assert {one.agent: one.status for one in results}["two"] == "finished"
     (worse,) = [one for one in results if one.agent == "worse"]
     assert worse.status == "failed"
@@ -120,7 +128,9 @@ async def test_an_agent_that_raises_fails_its_own_episode_only(tmp_path: Path) -
     assert last.reason == "error"
 
 
-async def test_what_would_fail_everywhere_is_said_before_anything_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_would_fail_everywhere_is_said_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for changes, words in (
         ({"plugins": ("no_such_module",)}, "no_such_module"),
         ({"agents": ({"kind": "nobody"},)}, "nobody"),
@@ -214,7 +224,9 @@ def test_ctrl_c_keeps_everything_removes_the_box_and_can_be_resumed(tmp_path: Pa
     assert [pid for pid in boxes if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()] == []
     assert not isinstance(read_journal(folder)[-1], Closed)
     (tmp_path / "slow_agent.py").write_text(SLOW.replace("SECONDS", "0"))
-    again = subprocess.run([*argv, "--resume", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(
+        [*argv, "--resume", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
     assert again.returncode == 0, again.stderr
     events = read_journal(folder)
     assert sum(isinstance(event, Interrupted) for event in events) == 1

@@ -332,7 +332,9 @@ class DockerProvisioner(BoxProvisioner):
 
     def _enforcement(self) -> tuple[Enforcement, ...]:
         quota = self.workspace.quota
-        disk = Enforcement(limit="disk", by="tmpfs" if quota else "nothing", detail="/workspace" if quota else "only root can mount")
+        disk = Enforcement(
+            limit="disk", by="tmpfs" if quota else "nothing", detail="/workspace" if quota else "only root can mount"
+        )
         return (*enforcement(self.limits, engine().info), disk)
 
 
@@ -346,7 +348,10 @@ def enforcement(limits: Limits, info: dict[str, Any]) -> tuple[Enforcement, ...]
     gpu = ("device request", ", ".join(limits.gpus)) if limits.gpus else ("namespace", "no device in the box")
     gpu_memory = ("advisory", "no MIG slice known") if limits.gpus else ("namespace", "no device in the box")
     rows: dict[Any, tuple[str, str]] = {
-        "isolation": ("docker", f"engine {info.get('ServerVersion')}, {info.get('DefaultRuntime')}, cgroup v{info.get('CgroupVersion')}"),
+        "isolation": (
+            "docker",
+            f"engine {info.get('ServerVersion')}, {info.get('DefaultRuntime')}, cgroup v{info.get('CgroupVersion')}",
+        ),
         "network": ("namespace", "none"),
         "memory": memory,
         "cpu": cgroup("CpuCfsQuota", f"{min(limits.cpus, info.get('NCPU', limits.cpus))} CPUs"),

@@ -70,7 +70,11 @@ async def _examine(box: str) -> BoxReport:
         held = await asyncio.wait_for(_trial(box), TRIAL_S)
     except (DojoError, OSError, TimeoutError) as error:
         return BoxReport(
-            box=box, available=False, why=_line(f"a trial box did not run: {error!r}"), fix=_after_trial(box, error), versions=_versions(box)
+            box=box,
+            available=False,
+            why=_line(f"a trial box did not run: {error!r}"),
+            fix=_after_trial(box, error),
+            versions=_versions(box),
         )
     return BoxReport(box=box, available=True, why="a trial box ran", enforcement=held, versions=_versions(box))
 
@@ -115,7 +119,18 @@ def _sandbox() -> tuple[str, str] | None:
     tool = shutil.which("bwrap")
     if tool is None:
         return "bubblewrap is not installed", _sudo("apt-get install bubblewrap")
-    argv = [tool, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--ro-bind", "/", "/", "true"]
+    argv = [
+        tool,
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--ro-bind",
+        "/",
+        "/",
+        "true",
+    ]
     try:
         tried = subprocess.run(argv, capture_output=True, text=True, timeout=20, env={}, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

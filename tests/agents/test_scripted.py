@@ -50,7 +50,12 @@ async def test_every_cell_is_tried_before_it_is_run() -> None:
 async def test_a_cell_whose_trial_failed_is_not_run_and_no_later_trial_builds_on_it() -> None:
     actions = await moves(ScriptedAgent(), failing=frozenset({1}))
     cells, trials = code(actions, ExecuteCode), code(actions, ValidateCode)
-    assert [cell.splitlines()[0].split(":")[0] for cell in cells] == ["# Look at the data", "# Features", "# Tuned", "# A blend of the best three"]
+    assert [cell.splitlines()[0].split(":")[0] for cell in cells] == [
+        "# Look at the data",
+        "# Features",
+        "# Tuned",
+        "# A blend of the best three",
+    ]
     assert sum("# A constant" in trial for trial in trials) == 1
 
 
@@ -72,7 +77,9 @@ async def test_it_stops_when_nothing_is_known() -> None:
 
 async def test_its_cells_name_no_path_but_the_data() -> None:
     for cell in code(await moves(ScriptedAgent()), ExecuteCode):
-        assert "/" not in cell.replace("'/data'", "").replace("DATA /", "").replace("folder /", "").replace("2 * np.pi * date.dt.dayofyear / ", "")
+        assert "/" not in cell.replace("'/data'", "").replace("DATA /", "").replace("folder /", "").replace(
+            "2 * np.pi * date.dt.dayofyear / ", ""
+        )
 
 
 def test_only_classes_of_this_package_are_bundled() -> None:
@@ -87,7 +94,13 @@ def test_only_classes_of_this_package_are_bundled() -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     "slug",
-    ["wine", *(pytest.param(slug, marks=pytest.mark.slow) for slug in ("breast-cancer", "character-scripts", "diabetes", "digits", "seattle-weather"))],
+    [
+        "wine",
+        *(
+            pytest.param(slug, marks=pytest.mark.slow)
+            for slug in ("breast-cancer", "character-scripts", "diabetes", "digits", "seattle-weather")
+        ),
+    ],
 )
 async def test_it_beats_the_median_of_the_reference_board(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))

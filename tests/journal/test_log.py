@@ -98,7 +98,9 @@ def test_a_changed_line_is_refused_as_tampering(tmp_path, number):
             read(tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", [lambda x: x[:2] + x[3:], lambda x: [x[1], x[0], *x[2:]], lambda x: x[1:], lambda x: [*x, x[-1]]])
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:2] + x[3:], lambda x: [x[1], x[0], *x[2:]], lambda x: x[1:], lambda x: [*x, x[-1]]]
+)
 def test_a_line_left_out_moved_or_repeated_is_refused(tmp_path, change):
     file = played(tmp_path / "run")
     file.write_bytes(b"".join(change(file.read_bytes().splitlines(keepends=True))))
@@ -187,7 +189,10 @@ def fill_and_recover(folder: Path, room, give_space) -> None:
 
 
 def test_a_full_disk_fails_closed_and_works_again_with_space(tmp_path):
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "dojo-test", tmp_path], check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "dojo-test", tmp_path], check=False).returncode
+    ):
         pytest.skip("may not mount a small tmpfs")
     try:
         ballast = tmp_path / "ballast"

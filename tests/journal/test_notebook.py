@@ -47,7 +47,9 @@ from dojo_kernel.run import run
 from dojo_kernel.settings import EpisodeSettings, Experiment, KernelSettings
 
 SHARE = next(
-    Path(file.locate()).resolve().parents[3] for file in distribution("nbconvert").files if str(file).endswith("templates/lab/conf.json")
+    Path(file.locate()).resolve().parents[3]
+    for file in distribution("nbconvert").files
+    if str(file).endswith("templates/lab/conf.json")
 )
 """Where the templates of nbconvert are, also where this Python sees nbconvert in another environment."""
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
@@ -103,17 +105,28 @@ def ran(index, code, *outputs, status="ok", action=ExecuteCode, **more) -> list:
     return stepped(index, action(code=code), run, **kept)
 
 
-GRADE = Grade(rows="public", sha256="1" * 64, score=0.5, standings=(Standing(board="reference", position=2, teams=4, human_rank=0.75),))
+GRADE = Grade(
+    rows="public", sha256="1" * 64, score=0.5, standings=(Standing(board="reference", position=2, teams=4, human_rank=0.75),)
+)
 
 
-RESUMED = Resumed(box="process", data_path="/tmp/other/data", workspace_path="/tmp/other/work", started_at="2026-11-21T01:00:00+00:00")
+RESUMED = Resumed(
+    box="process", data_path="/tmp/other/data", workspace_path="/tmp/other/work", started_at="2026-11-21T01:00:00+00:00"
+)
 
 
 def whole_episode() -> list:
     return [
         opened(),
-        *ran(0, "import os\nrows = open('/data/train.csv').read().split()\nprint(len(rows))", Stream(name="stdout", text="3\n"), said="I look."),
-        *ran(1, "raise ValueError(rows)", Error(ename="ValueError", evalue="x", traceback=("\x1b[31mboom\x1b[0m",)), status="error"),
+        *ran(
+            0,
+            "import os\nrows = open('/data/train.csv').read().split()\nprint(len(rows))",
+            Stream(name="stdout", text="3\n"),
+            said="I look.",
+        ),
+        *ran(
+            1, "raise ValueError(rows)", Error(ename="ValueError", evalue="x", traceback=("\x1b[31mboom\x1b[0m",)), status="error"
+        ),
         *ran(2, "1/0", status="error", action=ValidateCode),
         *stepped(3, GetHistory()),
         *ran(4, "kept = 1\nimport time\ntime.sleep(1e6)", status="timeout", rung="sigint"),
@@ -126,7 +139,11 @@ def whole_episode() -> list:
         Acted(index=11, action=ExecuteCode(code="1")),
         Interrupted(index=11),
         RESUMED,
-        *ran(12, "import os\nos.path.exists(os.environ['DOJO_DATA_DIR'] + '/train.csv')", Result(execution_count=1, data={"text/plain": "True"})),
+        *ran(
+            12,
+            "import os\nos.path.exists(os.environ['DOJO_DATA_DIR'] + '/train.csv')",
+            Result(execution_count=1, data={"text/plain": "True"}),
+        ),
         Closed(reason="steps", final=GRADE.model_copy(update={"rows": "private"}), seconds=9.0),
     ]
 
@@ -224,13 +241,25 @@ def test_a_foreign_notebook_is_refused_in_one_sentence(tmp_path):
 
 def test_floods_and_forged_pictures_stay_out():
     images = tuple(Display(data={"image/png": PNG, "text/plain": "x" * 100}) for _ in range(50))
-    outputs = (*images, Display(data={"image/png": "PHN2Zz4="}), Stream(name="stdout", text="y" * 3_000_000), Stream(name="stderr", text="z"))
+    outputs = (
+        *images,
+        Display(data={"image/png": "PHN2Zz4="}),
+        Stream(name="stdout", text="y" * 3_000_000),
+        Stream(name="stderr", text="z"),
+    )
     shown = cell(to_notebook([opened(), *ran(0, "1", *outputs)]), "s0000").outputs
     assert sum("image/png" in one.get("data", {}) for one in shown) == 20
     assert len(json.dumps(shown)) < 300_000
 
 
-MIMES = ["text/html", "application/javascript", "image/svg+xml", "text/latex", "text/markdown", "application/vnd.jupyter.widget-view+json"]
+MIMES = [
+    "text/html",
+    "application/javascript",
+    "image/svg+xml",
+    "text/latex",
+    "text/markdown",
+    "application/vnd.jupyter.widget-view+json",
+]
 texts = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=[]), max_size=60))
 bundles = st.dictionaries(st.one_of(st.sampled_from([*MIMES, "text/plain", "image/png", "image/jpeg"]), texts), texts, max_size=4)
 
@@ -285,7 +314,11 @@ def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, event
         assert "trusted" not in one.metadata
         visible = [one.source, *(json.dumps(out, ensure_ascii=False) for out in one.get("outputs", []))]
         assert not re.search(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202e\U000e0041\ud800-\udfff]", "".join(visible))
-        assert {mime for out in one.get("outputs", []) for mime in out.get("data", {})} <= {"text/plain", "image/png", "image/jpeg"}
+        assert {mime for out in one.get("outputs", []) for mime in out.get("data", {})} <= {
+            "text/plain",
+            "image/png",
+            "image/jpeg",
+        }
     again = [one.step.index for one in events_from_notebook(path) if isinstance(one, Stepped)]
     assert again == [one.step.index for one in events if isinstance(one, Stepped)]
 
@@ -296,7 +329,15 @@ def test_a_notebook_full_of_payloads_has_no_live_script_as_html(monkeypatch):
     events = [opened(agent=NASTY[0], competition=NASTY[2])]
     for index, text in enumerate(NASTY[:-1]):
         everything = dict.fromkeys([*MIMES, "text/plain"], text)
-        events += ran(index, f"x = {text!r} # {text}", Stream(name="stdout", text=text), Display(data=everything), Error(ename=text, evalue=text, traceback=(text,)), said=text, text=text)
+        events += ran(
+            index,
+            f"x = {text!r} # {text}",
+            Stream(name="stdout", text=text),
+            Display(data=everything),
+            Error(ename=text, evalue=text, traceback=(text,)),
+            said=text,
+            text=text,
+        )
     for index, text in enumerate(NASTY[:-1], start=len(NASTY)):
         events += stepped(index, Invalid(given=text, problem=text), text=text, said=text)
     exporter = HTMLExporter()
@@ -346,7 +387,9 @@ async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and
     assert not [out for one in ran for out in one.outputs if out.output_type == "error"]
     async with Grader(competition) as grader:
         again = await grader.grade((place / "submission.csv").read_bytes(), "public")
-    last = [event.step.grade for event in read_journal(Path(played.folder)) if isinstance(event, Stepped) and event.step.grade][-1]
+    last = [event.step.grade for event in read_journal(Path(played.folder)) if isinstance(event, Stepped) and event.step.grade][
+        -1
+    ]
     assert again.score == pytest.approx(last.score, rel=1e-6)
 
 

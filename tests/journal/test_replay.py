@@ -1,7 +1,7 @@
-import json
 import asyncio
 import contextlib
 import io
+import json
 import traceback
 
 import pytest
@@ -43,7 +43,11 @@ class FakeKernel:
                 exec(code, self.names)
             except Exception as error:  # noqa: BLE001 - the cell is foreign code
                 status = "error"
-                outputs = [Error(ename=type(error).__name__, evalue=str(error), traceback=tuple(traceback.format_exc(limit=0).split("\n")))]
+                outputs = [
+                    Error(
+                        ename=type(error).__name__, evalue=str(error), traceback=tuple(traceback.format_exc(limit=0).split("\n"))
+                    )
+                ]
         text = [Stream(name="stdout", text=shown.getvalue())] if shown.getvalue() else []
         return Execution(code=code, outputs=(*text, *outputs), status=status, seconds=0.0, life=self.life)
 
@@ -110,7 +114,12 @@ async def test_a_run_played_again_is_the_same_with_its_restarts(tmp_path, prepar
 
 
 async def test_a_forged_output_diverges_and_is_named(tmp_path, prepared):
-    await recorded(tmp_path / "run", prepared, "print(41)", change=lambda run: run.model_copy(update={"outputs": (Stream(name="stdout", text="42\n"),)}))
+    await recorded(
+        tmp_path / "run",
+        prepared,
+        "print(41)",
+        change=lambda run: run.model_copy(update={"outputs": (Stream(name="stdout", text="42\n"),)}),
+    )
     report = await play(tmp_path / "run", prepared)
     assert report.diverged
     assert report.model_dump(mode="json")["diverged"] is True
@@ -187,11 +196,17 @@ async def test_a_real_run_that_was_resumed_replays_from_its_journal_and_its_note
             await episode.step(ExecuteCode(code=f"import os\nprint(os.listdir({episode.kernel.data_path!r}), os.getcwd())"))
             raise KeyboardInterrupt
     async with open_episode(prepared.folder, kernel=kernel, folder=tmp_path / "run", resume=True) as episode:
-        gone = await episode.step(ExecuteCode(code=f"import os\nprint('kept' in globals(), os.listdir({episode.kernel.workspace_path!r}))"))
+        gone = await episode.step(
+            ExecuteCode(code=f"import os\nprint('kept' in globals(), os.listdir({episode.kernel.workspace_path!r}))")
+        )
         assert "False []" in gone.observation.text
         await episode.step(ExecuteCode(code=write))
         episode.save_notebook()
-    assert [event.type for event in read_journal(tmp_path / "run") if event.type not in {"acted", "stepped"}] == ["opened", "resumed", "closed"]
+    assert [event.type for event in read_journal(tmp_path / "run") if event.type not in {"acted", "stepped"}] == [
+        "opened",
+        "resumed",
+        "closed",
+    ]
     write_notebook(read_journal(tmp_path / "run"), tmp_path / "run.ipynb")
     for path in (tmp_path / "run", tmp_path / "run.ipynb"):
         report = await replay(path, box="process", competition=prepared)
@@ -209,7 +224,10 @@ async def test_the_command_exits_with_0_for_the_same_and_with_1_for_another(tmp_
     events[0] = events[0].model_copy(update={"competition": folder})
     write_notebook(events, tmp_path / "random.ipynb")
     write_notebook([one for one in events if getattr(getattr(one, "step", one), "index", 0) == 0], tmp_path / "same.ipynb")
-    replayed = [await asyncio.to_thread(status, "replay", str(tmp_path / f"{name}.ipynb"), "--box", "process") for name in ("same", "random")]
+    replayed = [
+        await asyncio.to_thread(status, "replay", str(tmp_path / f"{name}.ipynb"), "--box", "process")
+        for name in ("same", "random")
+    ]
     assert replayed == [0, 1], capsys.readouterr()
     assert await asyncio.to_thread(status, "replay", str(tmp_path / "none.ipynb")) == 2
     shown = capsys.readouterr().out

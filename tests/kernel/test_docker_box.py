@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 from jupyter_client import AsyncKernelClient
@@ -18,7 +19,9 @@ from dojo_kernel.records import Limits
 
 pytestmark = pytest.mark.docker
 
-SPEC = KernelSpec(argv=["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="trial", language="python")
+SPEC = KernelSpec(
+    argv=["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="trial", language="python"
+)
 SMALL = Limits(cpus=1.0, memory_gb=0.5, disk_gb=0.05, pids=96)
 
 
@@ -250,7 +253,7 @@ async def test_a_frozen_box_stands_still_and_goes_on_after_the_thaw(cells):
         threading.Thread(target=work, daemon=True).start()
     """)
     await cells.box.freeze()
-    used = (cells.box._cgroup.memory.parent.parent.parent / "cpuacct" / "docker" / cells.box._cgroup.memory.name / "cpuacct.usage")
+    used = cells.box._cgroup.memory.parent.parent.parent / "cpuacct" / "docker" / cells.box._cgroup.memory.name / "cpuacct.usage"
     if used.exists():
         before = used.read_text()
         await asyncio.sleep(0.5)
@@ -267,7 +270,9 @@ async def test_a_container_removed_behind_our_back_is_a_lost_box(cells):
 
 async def test_a_host_killed_in_mid_cell_leaves_no_container(tmp_path):
     program = tmp_path / "host.py"
-    program.write_text(f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n" + textwrap.dedent("""
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        + textwrap.dedent("""
         import asyncio
         from test_docker_box import Cells
         async def main():
@@ -275,7 +280,8 @@ async def test_a_host_killed_in_mid_cell_leaves_no_container(tmp_path):
                 print(cells.name, flush=True)
                 await cells('import time; time.sleep(600)', 600)
         asyncio.run(main())
-    """))
+    """)
+    )
     host = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
     with host:
         name = host.stdout.readline().strip()
@@ -290,7 +296,7 @@ async def test_a_host_killed_in_mid_cell_leaves_no_container(tmp_path):
 
 async def test_the_reaper_removes_boxes_of_the_dead_paused_ones_too():
     api = engine().client.api
-    labels = {"dojo.owner": "999999999-1", "dojo.namespace": os.readlink("/proc/self/ns/pid"), "dojo.episode": "test"}
+    labels = {"dojo.owner": "999999999-1", "dojo.namespace": str(Path("/proc/self/ns/pid").readlink()), "dojo.episode": "test"}
     box = api.create_container("dojo-kernel:latest", ["sleep", "600"], name=f"dojo-orphan-{uuid.uuid4().hex[:8]}", labels=labels)
     api.start(box["Id"])
     api.pause(box["Id"])

@@ -41,4 +41,13 @@ async def test_without_bubblewrap_the_fix_installs_it(monkeypatch, tmp_path):
 @pytest.mark.docker
 async def test_the_docker_report_names_what_holds_each_limit():
     report = await doctor.report("docker")
-    assert {row.limit for row in report.enforcement} >= {"isolation", "network", "memory", "cpu", "pids", "disk", "syscalls", "lifetime"}
+    assert {row.limit for row in report.enforcement} >= {
+        "isolation",
+        "network",
+        "memory",
+        "cpu",
+        "pids",
+        "disk",
+        "syscalls",
+        "lifetime",
+    }

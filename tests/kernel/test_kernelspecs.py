@@ -16,9 +16,7 @@ class Conformance(jupyter_kernel_test.KernelTests):
     code_stderr = "import sys; print('test', file=sys.stderr)"
     code_generate_error = "raise ValueError"
     code_execute_result = ({"code": "6 * 7", "result": "42"},)
-    code_display_data = (
-        {"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},
-    )
+    code_display_data = ({"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},)
     completion_samples = ({"text": "zi", "matches": {"zip"}},)
     complete_code_samples = ("1", "print('hello')")
     incomplete_code_samples = ("print('''hello",)
