@@ -47,7 +47,11 @@ from dojo_kernel.settings import KernelSettings
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EPISODE = f"contract-{os.getpid()}"
-BOXES = ["process", pytest.param("sandbox", marks=pytest.mark.sandbox), pytest.param("docker", marks=pytest.mark.docker)]
+BOXES = [  # the isolated boxes are the slow half, so that people run the rest; `make test` runs all three
+    "process",
+    pytest.param("sandbox", marks=[pytest.mark.sandbox, pytest.mark.slow]),
+    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow]),
+]
 
 
 async def opened(box: str, folder: Path, **settings: object) -> KernelSession:
