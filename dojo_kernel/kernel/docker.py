@@ -95,7 +95,10 @@ def engine() -> Engine:
         if known is None:
             path = socket_path()
             try:
-                client = docker.DockerClient(base_url=f"unix://{path}", timeout=SDK_TIMEOUT_S, version="auto")
+                # docker-py keeps a pool for each URL, and each container has its own: connections that nobody asks for again
+                client = docker.DockerClient(
+                    base_url=f"unix://{path}", timeout=SDK_TIMEOUT_S, version="auto", num_pools=1, max_pool_size=1
+                )
                 known = Engine(client, path, client.info())
             except (DockerException, OSError) as error:
                 raise BoxUnavailableError(_no_engine(path, error)) from None
