@@ -14,10 +14,16 @@ import warnings
 from typing import Any
 
 import zmq
-from ipykernel.iostream import OutStream
-from ipykernel.ipkernel import IPythonKernel
-from ipykernel.kernelapp import IPKernelApp
 from IPython.core.autocall import IPyAutocall
+
+_nothing: Any = None
+sys.modules["debugpy"] = _nothing  # nobody debugs here, and its import is a quarter of a kernel's start
+import ipykernel.debugger  # noqa: E402, F401  finds none
+from ipykernel.iostream import OutStream  # noqa: E402
+from ipykernel.ipkernel import IPythonKernel  # noqa: E402
+from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+
+del sys.modules["debugpy"]  # the agent may have it
 
 NAME = "dojo_kernel_app"
 """Under which this file is found again when it runs as a script: traitlets resolve the stream class by name."""
