@@ -242,6 +242,27 @@ async def test_late_output_of_a_thread_is_reported_under_its_cell(kernel):
     assert [(late.cell, late.outputs) for late in execution.late] == [("s0007", (Stream(name="stdout", text="late\n"),))]
 
 
+LATE = {  # cut by the kernel's cap, by the host's, and unread
+    "many lines": ("for _ in range(50): print('x' * 99_999)", 50 * 100_000),
+    "one line": ("print('x' * 300_000)", 300_001),
+    "displays": ("for _ in range(10): display({'text/plain': 'x' * 1_000_000}, raw=True)", 10 * 1_000_000),
+}
+
+
+@pytest.mark.parametrize(("what", "chars"), LATE.values(), ids=LATE)
+async def test_late_output_beyond_the_cap_is_counted(kernel, what, chars):
+    code = f"import threading, time\ndef late():\n    time.sleep(0.3)\n    {what}\nthreading.Thread(target=late).start()"
+    await run(kernel, code, cell="s0007")
+    await asyncio.sleep(1.5)
+    execution = await run(kernel, "print('now')", cell="s0008")
+    kept = sum(len(str(output.model_dump())) for late in execution.late for output in late.outputs)
+    dropped = sum(late.dropped for late in execution.late)
+    assert kept < 110_000
+    assert chars - 110_000 < dropped < chars + 10_000
+    assert f"{dropped} characters of late output were cut." in execution.notes
+    assert (await run(kernel, "print('now')")).late == (), "counted once"
+
+
 async def test_output_of_the_file_descriptor_belongs_to_the_cell(kernel):
     execution = await run(kernel, "import os, time; os.write(1, b'raw\\n'); time.sleep(0.5)")
     assert printed(execution) == "raw\n"
