@@ -34,32 +34,27 @@ import resource
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 import zmq
+from boxes import EPISODE, opened, printed
 
 from dojo_kernel.errors import BoxLostError
-from dojo_kernel.kernel import KernelSession, open_kernel
 from dojo_kernel.kernel.box import on_boxes_thread
-from dojo_kernel.records import Death, Display, Error, Execution, Limits, Result, Stream
-from dojo_kernel.settings import KernelSettings
+from dojo_kernel.records import Death, Display, Error, Execution, Result, Stream
+
+if TYPE_CHECKING:
+    from dojo_kernel.kernel import KernelSession
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-EPISODE = f"contract-{os.getpid()}"
 BOXES = [  # the isolated boxes are the slow half, so that people run the rest; `make test` runs all three
     "process",
     pytest.param("sandbox", marks=[pytest.mark.sandbox, pytest.mark.slow]),
     pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow]),
 ]
-
-
-async def opened(box: str, folder: Path, **settings: object) -> KernelSession:
-    given = KernelSettings(box=box, limits=Limits(memory_gb=0.6, pids=128), **{"max_restarts": 100, **settings})
-    kernel = await open_kernel(given, data_dir=folder, episode=EPISODE)
-    assert isinstance(kernel, KernelSession)
-    return kernel
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
@@ -87,10 +82,6 @@ async def shared(box, tmp_path_factory):
 async def kernel(shared):
     shared._deaths = 0
     return shared
-
-
-def printed(execution: Execution, name: str = "stdout") -> str:
-    return "".join(output.text for output in execution.outputs if isinstance(output, Stream) and output.name == name)
 
 
 def error_of(execution: Execution) -> Error:
