@@ -6,15 +6,25 @@ work, the host's caps are the rule. Imports nothing of ours, so that the file ca
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import collections
+import contextlib
+import contextvars
+import ctypes
+import importlib.util
 import json
 import os
+import signal
 import sys
+import time
+import traceback
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 from IPython.core.autocall import IPyAutocall
+from tornado.ioloop import IOLoop
 
 _nothing: Any = None
 sys.modules["debugpy"] = _nothing  # nobody debugs here, and its import is a quarter of a kernel's start
@@ -25,6 +35,7 @@ from ipykernel.kernelapp import IPKernelApp  # noqa: E402
 
 del sys.modules["debugpy"]  # the agent may have it
 
+HERE = os.path.dirname(os.path.abspath(__file__))
 NAME = "dojo_kernel_app"
 """Under which this file is found again when it runs as a script: traitlets resolve the stream class by name."""
 
@@ -209,10 +220,36 @@ class Hint(IPyAutocall):
         raise RuntimeError("exit() and quit() do not end this kernel; a cell ends by itself, `reset` starts an empty kernel")
 
 
+class ForkRequest(NamedTuple):
+    """One `fork_request` that waits for the event loop to stop."""
+
+    socket: Any
+    ident: Any
+    message: dict[str, Any]
+    context: contextvars.Context
+    """Of the cells: numpy's error state and the like live in it."""
+    tasks: list[str]
+
+
 class DojoKernel(IPythonKernel):
-    """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one."""
+    """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one.
+
+    The shell request `fork_request` makes another kernel out of this one, with all that it knows. Content: `name`,
+    `connection_file`, `room` (see confine.py), `seed` (None: random numbers go on as here). Reply: `status` ok with `pid` and
+    `lost` (what the child lacks, by kind), or refused with `why`.
+    """
 
     _execute_sleep = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        self.shell_handlers["fork_request"] = self.fork_request
+        self.fork_requests: list[ForkRequest] = []
+
+    async def fork_request(self, socket: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Stop the loop; `serve` forks outside of it, so that forks of forks do not grow the stack."""
+        self.fork_requests.append(ForkRequest(socket, ident, parent, contextvars.copy_context(), fork.tasks()))
+        asyncio.get_running_loop().stop()
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Called after each cell, before its reply."""
@@ -234,16 +271,28 @@ class DojoKernel(IPythonKernel):
 class DojoKernelApp(IPKernelApp):
     """IPKernelApp with lossless iopub and a quiet, colourless shell that never waits for a person."""
 
+    streams: tuple[Any, Any]
+    """What stdout and stderr were at the start; a cell may have put something else in their place."""
+
     def _bind_socket(self, s: Any, port: int) -> int:
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.XPUB_NODROP, 1)  # before bind; back-pressure instead of silent loss at the high-water mark
         bound: int = super()._bind_socket(s, port)  # type: ignore[no-untyped-call]
         return bound
 
+    def init_control(self, context: Any) -> None:
+        """Without the thread for subshells, which nobody uses: two hops and a thread less for each cell."""
+        super().init_control(context)  # type: ignore[no-untyped-call]
+        self.shell_channel_thread = None
+
+    def _open_black_box(self) -> None:
+        TeeOutStream.black_box = BlackBox(os.path.join(os.path.dirname(self.abs_connection_file) or ".", "output.log"))
+
     def init_io(self) -> None:
         """Open the black box before the streams exist."""
-        TeeOutStream.black_box = BlackBox(os.path.join(os.path.dirname(self.abs_connection_file) or ".", "output.log"))
+        self._open_black_box()
         super().init_io()  # type: ignore[no-untyped-call]
+        self.streams = sys.stdout, sys.stderr
 
     def initialize(self, argv: Any = None) -> None:
         """Settings that have no trait."""
@@ -256,23 +305,207 @@ class DojoKernelApp(IPKernelApp):
         shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]
         shell.user_ns_hidden.update(exit=hint, quit=hint)
 
+    def continue_from(self, parent: DojoKernelApp, context: contextvars.Context) -> None:
+        """Come up in a forked child with the parent's shell: its names, history, count, formatters, figures and settings."""
+        shell: Any = parent.shell
+        self.profile_dir, self.config = parent.profile_dir, parent.config
+        self.init_connection_file()  # type: ignore[no-untyped-call]
+        self.init_sockets()  # type: ignore[no-untyped-call]
+        self.session.pack = Packer(self.session.pack)
+        self._continue_io(parent)
+        self.init_signal()  # type: ignore[no-untyped-call]
+        self._ports = {f"{name}_port": getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
+        self._ports = {name.removesuffix("_port"): port for name, port in self._ports.items()}
+        count = shell.execution_count
+        self.init_kernel()  # type: ignore[no-untyped-call]
+        self.shell = shell
+        shell.kernel = shell.parent = self.kernel
+        shell.execution_count = count
+        shell.set_completer_frame()
+        context.run(self.kernel.start)
 
-def main() -> None:
-    """Run the kernel of the connection file named on the command line."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = ["", *(entry for entry in sys.path if entry and os.path.abspath(entry) != here)]
-    sys.modules.setdefault(NAME, sys.modules[__name__])
+    def _continue_io(self, parent: DojoKernelApp) -> None:
+        """The same stream objects on new sockets, since handlers and cells hold them."""
+        self._open_black_box()
+        self.streams = parent.streams
+        now = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        for stream, name in zip(self.streams, ("stdout", "stderr"), strict=True):
+            stream.__init__(self.session, self.iopub_thread, name)
+        sys.stdout, sys.stderr = now
+        hook = parent.displayhook
+        self.displayhook = hook
+        if hook is not None:
+            hook.session, hook.pub_socket = self.session, self.iopub_socket
+
+
+def environment() -> None:
+    """What is the same in every kernel."""
     os.environ.update(NO_COLOR="1", TERM="dumb", PYDEVD_DISABLE_FILE_VALIDATION="1", JPY_PARENT_PID="1")
     if os.environ.get("MPLBACKEND", "agg").lower() == "agg":
         os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # shows figures as image/png
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")
+
+
+def start(argv: list[str]) -> None:
+    """A kernel that knows nothing yet; returns when it ends."""
+    sys.path.insert(0, "")
     app = DojoKernelApp.instance(kernel_class=DojoKernel, outstream_class=f"{NAME}.TeeOutStream")
     app.config.HistoryManager.enabled = False
     app.config.InteractiveShell.cache_size = 0
     app.config.InteractiveShell.colors = "nocolor"
     app.config.InteractiveShell.banner1 = ""
-    app.initialize()
-    app.start()  # type: ignore[no-untyped-call]
+    app.initialize(argv)
+    if app.poller is not None:
+        app.poller.start()
+    app.kernel.start()
+    serve(app)
+
+
+def run(order: dict[str, Any]) -> None:
+    """The same in a child of the zygote, in its own room."""
+    alone(order)
+    confine.enter(order["room"])
+    confine.restrict(order["room"])
+    start(["-f", order["connection_file"]])
+
+
+def serve(app: DojoKernelApp) -> None:
+    """Run the loop, and fork between two runs of it. In a child this goes on with the child's kernel."""
+    while True:
+        app.io_loop = IOLoop.current()
+        with contextlib.suppress(KeyboardInterrupt):
+            app.io_loop.start()
+        if not app.kernel.fork_requests:
+            return
+        app = answer(app, app.kernel.fork_requests.pop(0))
+
+
+def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
+    """Fork and reply; returns the kernel to serve, in parent and child."""
+    order = request.message["content"]
+    reply: dict[str, Any] = {"status": "refused"}
+    reading, writing = os.pipe()
+    try:
+        if not os.path.isfile(order["connection_file"]):  # ipykernel would invent TCP ports
+            raise fork.Refused("no connection file")
+        lost = {**fork.prepare(), "tasks": request.tasks}
+        for stream in app.streams:
+            stream.flush()
+        randomness = fork.Randomness.now()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python >= 3.12 warns of threads at each fork
+            first = os.fork()
+        if first == 0:
+            return _second(app, request, randomness, writing)
+        os.waitpid(first, 0)
+        os.close(writing)
+        writing = -1
+        pid = int(os.read(reading, 20) or b"0")
+        if not pid:
+            raise fork.Refused("no process is left")
+        reply = {"status": "ok", "pid": pid, "lost": {kind: names for kind, names in lost.items() if names}}
+    except (fork.Refused, OSError) as error:
+        reply["why"] = str(error)
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+    app.session.send(app.kernel.shell_stream, "fork_reply", reply, request.message, ident=request.ident)
+    return app
+
+
+def _second(app: DojoKernelApp, request: ForkRequest, randomness: Any, writing: int) -> DojoKernelApp:
+    """In the first child: fork once more, so that init adopts the kernel, and reports its end."""
+    try:
+        pid = os.fork()
+        if pid:
+            os.write(writing, b"%d" % pid)
+            os._exit(0)
+    except BaseException:
+        os._exit(70)
+    try:
+        return become(app, request, randomness)
+    except BaseException:
+        where = os.path.dirname(request.message["content"]["connection_file"])
+        with contextlib.suppress(OSError), open(os.path.join(where, "failure.txt"), "w") as file:
+            traceback.print_exc(file=file)
+        os._exit(70)
+
+
+def alone(order: dict[str, Any]) -> None:
+    """In a second child: a session of its own, adopted by init."""
+    signal.alarm(30)  # rather die than hang half-made
+    os.setsid()
+    for _ in range(2000):
+        if os.getppid() == order["init"]:
+            break
+        time.sleep(0.0005)
+    confine.inherit(oom_score=int(order["room"]["oom_score"]))
+    os.environ["DOJO_PROCESS"] = order["name"]
+    signal.alarm(0)
+
+
+def become(parent: DojoKernelApp, request: ForkRequest, randomness: Any) -> DojoKernelApp:
+    """In the child: let go of everything of the parent's, then come up on the new connection."""
+    order = request.message["content"]
+    alone(order)
+    signal.alarm(30)
+    signal.set_wakeup_fd(-1)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in (1, 2):
+        os.dup2(null, number)
+    os.close(null)
+    black_box = os.path.join(os.path.dirname(parent.abs_connection_file), "output.log")
+    moved = confine.enter(order["room"])
+    fork.make_private(ctypes.CDLL(None, use_errno=True))
+    fork.let_go(set(), moved, {black_box})
+    fork.forget_pools()
+    if order["seed"] is None:
+        randomness.keep()
+    else:
+        fork.reseed(int(order["seed"]), parent.shell.user_ns)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    zmq.Context._instance = None
+    atexit.unregister(parent.close)
+    _ancestors.append(parent)
+    DojoKernelApp.clear_instance()
+    DojoKernel.clear_instance()
+    app = DojoKernelApp.instance(
+        kernel_class=DojoKernel,
+        outstream_class=f"{NAME}.TeeOutStream",
+        connection_file=order["connection_file"],
+    )
+    app.continue_from(parent, request.context)
+    confine.restrict(order["room"])
+    signal.alarm(0)
+    return app
+
+
+_ancestors: list[DojoKernelApp] = []
+"""Kept, because the sockets of a parent must not be closed by a child's garbage collector."""
+
+
+def sibling(name: str) -> Any:
+    """A file of this folder as a module, under a name that no module of the agent's has."""
+    full = f"dojo_kernel_{name}"
+    spec = importlib.util.spec_from_file_location(full, os.path.join(HERE, f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[full] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+confine, fork = sibling("confine"), sibling("fork")
+
+
+def main() -> None:
+    """Run the kernel of the connection file named on the command line."""
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != HERE]
+    sys.modules.setdefault(NAME, sys.modules[__name__])
+    environment()
+    start(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 HERE = Path(__file__).resolve().parent
 MAX_LINE = 1 << 20
+ZYGOTE = "zygote"
 
 
 def say(**event: object) -> None:
@@ -73,6 +74,23 @@ def marked(pid: int, mark: bytes) -> bool:
         return False
 
 
+class Zygote:
+    """The process that forks kernels, and the pipes to it."""
+
+    def __init__(self, pid: int, orders: int, answers: int, process: subprocess.Popen[bytes]) -> None:
+        self.pid, self.orders, self.answers = pid, orders, answers
+        self.waiting: list[str] = []
+        """Kernels ordered and not yet made."""
+        self.pending = b""
+        self._process = process
+
+    def close(self) -> None:
+        """Its pipes."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
 class Init:
     """The processes of one box by name."""
 
@@ -80,6 +98,8 @@ class Init:
         self.alone = alone  # PID 1 of a namespace: kill(-1) reaches all of the box and nothing else
         self.libc = libc
         self.pids: dict[str, int] = {}
+        self.zygote: Zygote | None = None
+        self.zygote_order: dict[str, Any] = {}
 
     def in_child(self) -> None:
         """Between fork and exec."""
@@ -90,32 +110,100 @@ class Init:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("0")
 
-    def spawn(self, order: dict[str, Any]) -> None:
-        """Write the connection file and start one program in a session and process group of its own."""
-        name = str(order["name"])
-        if name in self.pids:
-            raise ValueError(f"{name} runs already")
-        where = str(order["connection_file"])
-        fd = os.open(where, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(order["connection"], file)
-        argv = [str(part) for part in order["argv"]]
-        if order.get("scratch"):
-            rules = dict(order["scratch"], sockets=str(Path(where).parent))
-            argv = [sys.executable, "-I", "-S", "-B", str(HERE / "scratch.py"), json.dumps(rules), "--", *argv]
+    def _start(self, argv: list[str], env: dict[str, str], cwd: str, **streams: Any) -> subprocess.Popen[bytes]:
+        """A program in a session and process group of its own."""
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
             start_new_session=True,
             preexec_fn=self.in_child,  # noqa: PLW1509  we have one thread
-            env={**order["env"], "DOJO_PROCESS": name},
-            cwd=order.get("cwd") or "/",
+            env=env,
+            cwd=cwd,
         )
         process.returncode = 0  # reaped below by waitpid(-1), never by subprocess
-        self.pids[name] = process.pid
-        say(ev="spawn", name=name, pid=process.pid)
+        return process
+
+    def prepare(self, order: dict[str, Any]) -> None:
+        """Write the connection file of a kernel to come."""
+        if str(order["name"]) in self.pids:
+            raise ValueError(f"{order['name']} runs already")
+        fd = os.open(str(order["connection_file"]), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(order["connection"], file)
+
+    def spawn(self, order: dict[str, Any]) -> None:
+        """Start one kernel as a program of its own."""
+        self.prepare(order)
+        name = str(order["name"])
+        argv = [str(part) for part in order["argv"]]
+        process = self._start(argv, {**order["env"], "DOJO_PROCESS": name}, order.get("cwd") or "/")
+        self.register(name, process.pid)
+
+    def register(self, name: str, pid: int) -> None:
+        """From here on its end is reported, and it is killed by its name."""
+        self.pids[name] = pid
+        say(ev="spawn", name=name, pid=pid)
+
+    def fork(self, order: dict[str, Any]) -> None:
+        """Have the zygote make a kernel; `hear_zygote` registers it."""
+        self.prepare(order)
+        if self.zygote is None:
+            self.start_zygote()
+        assert self.zygote is not None
+        self.zygote.waiting.append(str(order["name"]))
+        line = {key: order[key] for key in ("name", "connection_file", "room")} | {"init": os.getpid()}
+        try:
+            os.write(self.zygote.orders, json.dumps(line).encode() + b"\n")
+        except OSError:  # it died; its last words say so
+            self.end_zygote()
+
+    def start_zygote(self) -> None:
+        """Again after it has died; the host sends its order first."""
+        order = self.zygote_order
+        argv = [sys.executable, "-B", str(HERE / "zygote.py"), *order["preload"]]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = self._start(argv, {**order["env"], "DOJO_PROCESS": ZYGOTE}, "/", **streams)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.zygote = Zygote(process.pid, process.stdin.fileno(), process.stdout.fileno(), process)
+
+    def end_zygote(self) -> None:
+        """Forget one that is gone, and tell the host of the kernels that it did not make."""
+        zygote, self.zygote = self.zygote, None
+        if zygote is not None:
+            send(zygote.pid, signal.SIGKILL)
+            zygote.close()
+            for name in zygote.waiting:
+                say(ev="error", op="spawn", name=name, why="the zygote ended")
+
+    def hear_zygote(self) -> None:
+        """Register what it has made."""
+        zygote = self.zygote
+        if zygote is None:
+            return
+        chunk = os.read(zygote.answers, 65536)
+        if not chunk:
+            self.end_zygote()
+            return
+        *lines, zygote.pending = (zygote.pending + chunk).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            if "pid" in answer and answer["name"] in zygote.waiting:
+                zygote.waiting.remove(answer["name"])
+                if answer["pid"]:
+                    self.register(answer["name"], answer["pid"])
+                else:
+                    say(ev="error", op="spawn", name=answer["name"], why="no process is left")
+            elif "warning" in answer:
+                say(ev="warning", why=answer["warning"])
+
+    def adopt(self, order: dict[str, Any]) -> None:
+        """A kernel that a kernel has forked, and that has come to us as an orphan."""
+        name, pid = str(order["name"]), int(order["pid"])
+        known = {*self.pids.values(), *([self.zygote.pid] if self.zygote else [])}
+        if name in self.pids or pid in known or parents().get(pid) != os.getpid():
+            raise ValueError(f"process {pid} is no new orphan")
+        self.register(name, pid)
 
     def signal_group(self, name: str, number: int) -> None:
         """To the program and the children that stayed in its group."""
@@ -123,12 +211,18 @@ class Init:
             os.killpg(self.pids[name], number)
 
     def kill(self, name: str) -> None:
-        """The program, everything below it, and what it left behind in other sessions."""
-        mark = f"DOJO_PROCESS={name}".encode()
+        """The program, everything below it, and strays: what nobody's tree holds, wherever it was started.
+
+        A stray that says it belongs to another program that lives is left to that one.
+        """
+        while self.zygote is not None and self.zygote.waiting:  # or its newborn would be a stray
+            if not select.select([self.zygote.answers], [], [], 2.0)[0]:
+                break
+            self.hear_zygote()
         for _ in range(20):  # forks in flight: until a pass finds nothing
             tree = parents()
-            mine = descendants(self.pids[name], tree) if name in self.pids else set()
-            mine |= {pid for pid in descendants(os.getpid(), tree) if marked(pid, mark)}
+            mine = {self.pids[name]} | descendants(self.pids[name], tree) if name in self.pids else set()
+            mine |= self.strays(tree, but=name)
             for pid in mine:
                 send(pid, signal.SIGKILL)
             if name in self.pids:
@@ -138,6 +232,21 @@ class Init:
             if not mine and name not in self.pids:
                 return
             time.sleep(0.005)
+
+    def strays(self, tree: dict[int, int], but: str) -> set[int]:
+        """Processes of the box outside of every program's tree."""
+        others = {known: pid for known, pid in self.pids.items() if known != but}
+        held = {os.getpid(), *others.values()}
+        if self.zygote is not None:
+            others[ZYGOTE] = self.zygote.pid
+            held |= {self.zygote.pid} | descendants(self.zygote.pid, tree)
+        for pid in others.values():
+            held |= descendants(pid, tree)
+        everything = set(tree) if self.alone else descendants(os.getpid(), tree)
+        if but in self.pids:
+            held |= {self.pids[but]} | descendants(self.pids[but], tree)
+        marks = {f"DOJO_PROCESS={known}".encode() for known in others if known != ZYGOTE}
+        return {pid for pid in everything - held if not any(marked(pid, mark) for mark in marks)}
 
     def kill_all(self) -> None:
         """Everything in the box but us."""
@@ -163,6 +272,8 @@ class Init:
                 return
             if pid == 0:
                 return
+            if self.zygote is not None and pid == self.zygote.pid:
+                self.end_zygote()
             for name in [name for name, known in self.pids.items() if known == pid]:
                 del self.pids[name]
                 say(ev="exit", name=name, code=os.waitstatus_to_exitcode(status))
@@ -174,12 +285,23 @@ class Init:
             say(ev="pong")
         elif op == "spawn":
             self.spawn(order)
+        elif op == "zygote":
+            self.zygote_order = order
+            self.start_zygote()
+        elif op == "fork":
+            self.fork(order)
+        elif op == "prepare":
+            self.prepare(order)
+            say(ev="prepared", name=order["name"])
+        elif op == "adopt":
+            self.adopt(order)
         elif op in ("int", "term"):
             self.signal_group(order["name"], signal.SIGINT if op == "int" else signal.SIGTERM)
         elif op == "kill" and "name" in order:
             self.kill(str(order["name"]))
         elif op == "kill":
             self.kill_all()
+            self.end_zygote()
         elif op == "remove":
             shutil.rmtree(str(order["path"]), ignore_errors=True)
         else:
@@ -235,9 +357,12 @@ def serve(init: Init, wake: int) -> None:
     """The loop: orders, deaths, silence."""
     pending, heard = b"", time.monotonic()
     while True:
-        ready, _, _ = select.select([0, wake], [], [], max(0.0, heard + SILENCE_S - time.monotonic()))
+        answers = [init.zygote.answers] if init.zygote is not None else []
+        ready, _, _ = select.select([0, wake, *answers], [], [], max(0.0, heard + SILENCE_S - time.monotonic()))
         if wake in ready:
             os.read(wake, 4096)
+        if any(answer in ready for answer in answers):
+            init.hear_zygote()
         init.reap()
         if 0 in ready:
             try:

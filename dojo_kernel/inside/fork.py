@@ -1,0 +1,242 @@
+"""What a process does before it forks, and what the child does first, so that neither hangs nor touches the other.
+
+A fork copies one thread and all memory. What it shares with its parent all the same are open files, sockets and shared
+mappings: the child lets go of each, or gets a private one. What it lacks are the other threads: OpenMP's are ended before
+the fork and come back when needed; those of the agent are named, so that the observation can say what is gone.
+Only the standard library; runs beside the agent's code, so what it reports is a claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import importlib
+import mmap
+import os
+import random
+import re
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MAP_SHARED_CAP = 1 << 30
+"""Bytes of shared writable mappings that a child may take copies of."""
+FILE_CAP = 64 << 20
+"""Bytes of a file outside the workspace, open for writing, of which the child gets a private copy; a larger one is closed."""
+OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"})
+HARD = 2  # omp_pause_hard: threads and their memory are given back
+_OPENMP = re.compile(r"/\S*/lib[gi]?omp[^/\s]*\.so\S*")
+_SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s \S+ \S+ \d+ *(.*)$", re.MULTILINE)
+
+
+class Refused(Exception):
+    """Why this process must not be forked now; the caller starts an empty kernel instead."""
+
+
+# --- in the parent ---------------------------------------------------------------------------------------------------
+
+
+def targets() -> dict[int, str]:
+    """What each open descriptor is."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:  # the listing's own
+            continue
+    return found
+
+
+def foreign_threads() -> list[threading.Thread]:
+    """Python threads that neither the kernel nor its streams started."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+        and thread.name not in OURS
+        and getattr(getattr(thread, "_target", None), "__name__", "") != "_watch_pipe_fd"
+    ]
+
+
+def prepare() -> dict[str, list[str]]:
+    """Make this process ready; returns what a child will lack, by kind. Raises Refused."""
+    if any(target.startswith(("/dev/nvidia", "/dev/dri/", "/dev/kfd")) for target in targets().values()):
+        raise Refused("a GPU is in use, and its state does not survive a fork")
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        raise Refused("CUDA is initialised, and its state does not survive a fork")
+    threads = foreign_threads()
+    _refuse_held_imports(threads)
+    size = sum(end - start for start, end, _ in shared_mappings())
+    if size > MAP_SHARED_CAP:
+        raise Refused(f"{size >> 20} MB of memory are shared with other processes")
+    pause_openmp()
+    return {"threads": [thread.name for thread in threads], "processes": children()}
+
+
+def _refuse_held_imports(threads: list[threading.Thread]) -> None:
+    """A module that a vanished thread is half-way through importing could never be imported again."""
+    idents = {thread.ident for thread in threads}
+    locks: dict[str, Any] = getattr(importlib._bootstrap, "_module_locks", {})  # type: ignore[attr-defined]
+    for name, reference in list(locks.items()):
+        lock = reference()
+        if lock is not None and getattr(lock, "owner", None) in idents:
+            raise Refused(f"a thread is importing {name} at this moment")
+
+
+def children() -> list[str]:
+    """Processes that this one has started and that run."""
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found += [f"process {pid}" for pid in file.read().split()]
+        except OSError:
+            continue
+    return found
+
+
+def tasks() -> list[str]:
+    """Names of the running loop's tasks that are the agent's."""
+    found = []
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        code = getattr(task.get_coro(), "cr_code", None)
+        if code is not None and not any(part in code.co_filename for part in ("/ipykernel/", "/tornado/", "/zmq/")):
+            found.append(task.get_name())
+    return found
+
+
+def pause_openmp() -> None:
+    """End the worker threads of every OpenMP runtime that is loaded; each library brings its own. Raises Refused."""
+    with open("/proc/self/maps") as file:
+        paths = sorted(set(_OPENMP.findall(file.read())))
+    for path in paths:
+        try:
+            code = ctypes.CDLL(path).omp_pause_resource_all(HARD)
+        except (OSError, AttributeError) as error:  # AttributeError: older than OpenMP 5.0
+            raise Refused(f"the OpenMP runtime {os.path.basename(path)} cannot be paused: {error}") from None
+        if code:
+            raise Refused(f"the OpenMP runtime {os.path.basename(path)} did not pause (status {code})")
+
+
+class Randomness(NamedTuple):
+    """State of Python's generator, which a forked child would otherwise draw anew."""
+
+    python: Any
+
+    @classmethod
+    def now(cls) -> Randomness:
+        """Before the fork."""
+        return cls(random.getstate())
+
+    def keep(self) -> None:
+        """In the child: the same next numbers as in the parent."""
+        random.setstate(self.python)
+
+
+def reseed(seed: int, namespace: dict[str, Any]) -> None:
+    """New, reproducible randomness: Python's, numpy's and torch's global generators, and those the user's names hold."""
+    random.seed(seed)
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+        for number, name in enumerate(sorted(namespace)):
+            value = namespace[name]
+            if isinstance(value, numpy.random.Generator):
+                kind = type(value.bit_generator)
+                value.bit_generator.state = kind(numpy.random.SeedSequence([seed, number])).state
+            elif isinstance(value, numpy.random.RandomState):
+                value.seed((seed + number) % 2**32)
+    if torch is not None:
+        torch.manual_seed(seed)
+
+
+# --- in the child ----------------------------------------------------------------------------------------------------
+
+
+def shared_mappings() -> Iterator[tuple[int, int, str]]:
+    """Start, end and name of each writable mapping that other processes see."""
+    with open("/proc/self/maps") as file:
+        text = file.read()
+    for start, end, name in _SHARED.findall(text):
+        yield int(start, 16), int(end, 16), name
+
+
+def make_private(libc: ctypes.CDLL) -> None:
+    """Replace shared writable memory by copies at the same place: np.memmap, shared_memory, semaphores."""
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    for start, end, _ in list(shared_mappings()):
+        data = ctypes.string_at(start, end - start)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
+        if libc.mmap(start, end - start, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != start:
+            raise OSError(ctypes.get_errno(), "mmap")
+        ctypes.memmove(start, data, len(data))
+
+
+def let_go(keep: set[int], moved: tuple[str, str] | None, closed: set[str]) -> None:
+    """Give the child descriptors of its own.
+
+    Args:
+        keep: Descriptors to leave alone, besides 0, 1 and 2.
+        moved: A folder and where its copy lies: files that are open for writing in one are opened in the other.
+        closed: Paths whose descriptors are closed.
+
+    Sockets, pipes and event queues are replaced by /dev/null: reading from one would steal from the parent, and a
+    listening one would outlive it. dup2 rather than close, so that no number is used again for something else.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number, target in targets().items():
+        if number <= 2 or number in keep or number == null:  # noqa: PLR2004  the standard streams
+            continue
+        try:
+            mode = os.fstat(number).st_mode
+            inherited = os.get_inheritable(number)
+            if stat.S_ISDIR(mode) or (stat.S_ISCHR(mode) and not target.startswith(("/dev/pts", "/dev/ptmx"))):
+                continue
+            mine = _own(number, target, moved) if stat.S_ISREG(mode) and target not in closed else -1
+            os.dup2(null if mine < 0 else mine, number, inheritable=inherited)
+            if mine >= 0:
+                os.close(mine)
+        except OSError:  # gone, or not to be opened again: without it rather than shared
+            os.dup2(null, number, inheritable=False)
+    os.close(null)
+
+
+def _own(number: int, target: str, moved: tuple[str, str] | None) -> int:
+    """The same file with an offset of its own; private where it is open for writing. -1: too large for a copy."""
+    flags = fcntl.fcntl(number, fcntl.F_GETFL)
+    offset = os.lseek(number, 0, os.SEEK_CUR)
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        mine = os.open(f"/proc/self/fd/{number}", flags | os.O_CLOEXEC)
+    elif moved is not None and target.startswith(moved[0] + "/") and not target.endswith(" (deleted)"):
+        mine = os.open(moved[1] + target[len(moved[0]) :], flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC) | os.O_CLOEXEC)
+    else:
+        size = os.fstat(number).st_size
+        if size > FILE_CAP:
+            return -1
+        mine = os.memfd_create("copy", os.MFD_CLOEXEC)
+        reading = os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+        while size > 0 and (sent := os.sendfile(mine, reading, None, size)):
+            size -= sent
+        os.close(reading)
+    os.lseek(mine, offset, os.SEEK_SET)
+    return mine
+
+
+def forget_pools() -> None:
+    """Worker pools whose manager threads are gone would wait for ever: the next use makes new ones."""
+    for name in ("joblib.externals.loky.reusable_executor", "loky.reusable_executor"):
+        loaded = sys.modules.get(name)
+        if loaded is not None:
+            loaded._executor = None
+    for name in ("multiprocessing.resource_tracker", "joblib.externals.loky.backend.resource_tracker"):
+        tracker = getattr(sys.modules.get(name), "_resource_tracker", None)
+        if tracker is not None:
+            tracker._fd = tracker._pid = None
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process._children.clear()

@@ -1,0 +1,97 @@
+"""Forks kernels: imports what every kernel needs once, then answers init's orders, one JSON line each.
+
+`python zygote.py MODULE ...` imports the modules named as well, those that can be imported. It has one thread and no
+socket, so a fork of it is whole; it is not dumpable, so code in the box can end it but not look into it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_app() -> Any:
+    """app.py, under a name that no module of the agent's has."""
+    spec = importlib.util.spec_from_file_location("dojo_kernel_app", HERE / "app.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["dojo_kernel_app"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def preload(names: list[str]) -> None:
+    """Import what is there; a name that is missing or broken is the kernel's to complain about."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001  a package of the image, whatever it does
+            print(json.dumps({"warning": f"{name} cannot be preloaded: {type(error).__name__}: {error}"[:300]}), flush=True)
+
+
+def serve(app: Any) -> None:
+    """Until init closes the pipe. In a child this does not return before the kernel ends."""
+    pending = b""
+    while chunk := os.read(0, 65536):
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            reading, writing = os.pipe()
+            first = os.fork()
+            if first == 0:
+                pid = os.fork()
+                if pid:
+                    os.write(writing, b"%d" % pid)
+                    os._exit(0)  # init adopts the kernel and reports its end
+                os.close(reading)
+                os.close(writing)
+                begin(app, order)
+            os.close(writing)
+            os.waitpid(first, 0)
+            pid = int(os.read(reading, 20) or b"0")
+            os.close(reading)
+            print(json.dumps({"name": order["name"], "pid": pid}), flush=True)
+
+
+def begin(app: Any, order: dict[str, Any]) -> None:
+    """In the child: a kernel of its own."""
+    status = 70
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        os.close(null)
+        gc.enable()
+        app.run(order)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    """Prepare and serve."""
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != str(HERE)]
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")
+    app = load_app()
+    app.environment()
+    preload(sys.argv[1:])
+    gc.disable()
+    gc.freeze()  # or each child would copy every page at its first collection
+    print(json.dumps({"ready": True}), flush=True)
+    serve(app)
+
+
+if __name__ == "__main__":
+    main()
