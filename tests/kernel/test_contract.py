@@ -4,7 +4,7 @@ The 22 problems of other drivers of Jupyter kernels, and the test that shows eac
  1 output after the reply ............ test_all_output_is_in_before_the_cell_is_over
  2 reply lost, idle seen ............. test_a_lost_reply_ends_the_cell_all_the_same
  3 loss at the high-water mark ....... test_thousands_of_flushed_lines_all_arrive
- 4 first output missed ............... test_the_first_output_of_a_fresh_kernel_arrives
+ 4 first output missed ............... test_a_subscription_that_takes_a_second_misses_no_output
  5 a dead kernel hangs the client .... test_a_death_is_typed_within_half_a_second
  6 why did it die? ................... test_a_death_is_typed_within_half_a_second
  7 a timeout leaves the cell running . test_after_a_timeout_nothing_of_the_cell_runs_on
@@ -16,21 +16,25 @@ The 22 problems of other drivers of Jupyter kernels, and the test that shows eac
 13 widgets, comms .................... o: test_widgets_become_plain_text
 14 colour codes in tracebacks ........ test_tracebacks_have_no_colour
 15 stdin requests hang ............... test_nothing_waits_for_a_person
-16 leaks ............................. test_starts_leave_nothing_behind
+16 leaks ............................. test_500_starts_leave_nothing_behind
 17 subprocesses survive a restart .... test_a_daemon_dies_with_a_restart
 18 auto-restarter races .............. test_a_kernel_that_died_between_cells_is_replaced_once
 19 output lost with a killed kernel .. test_the_last_words_of_a_killed_kernel_are_kept
 20 background output between cells ... test_late_output_of_a_thread_is_reported_under_its_cell
-21 memory held by the kernel ......... test_results_are_not_held_by_the_kernel
+21 memory held by the kernel ......... test_five_results_of_200_mb_do_not_stay_in_the_kernel
 22 fd-level output echoed ............ test_output_of_the_file_descriptor_belongs_to_the_cell
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
+import shutil
+import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -39,10 +43,13 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 import zmq
-from boxes import EPISODE, opened, printed
+from boxes import EPISODE, alive, becomes_true, opened, printed, provisioner
 
 from dojo_kernel.errors import BoxLostError
-from dojo_kernel.kernel.box import on_boxes_thread
+from dojo_kernel.kernel.box import CHANNELS, BoxProvisioner, on_boxes_thread
+from dojo_kernel.kernel.docker import engine
+from dojo_kernel.kernel.executor import Executor
+from dojo_kernel.kernel.session import ARGV
 from dojo_kernel.records import Death, Display, Error, Execution, Result, Stream
 
 if TYPE_CHECKING:
@@ -98,6 +105,59 @@ async def run(kernel: KernelSession, code: str, timeout_s: float = 20, cell: str
 async def test_the_first_output_of_a_fresh_kernel_arrives(kernel):
     await kernel.restart()
     assert printed(await run(kernel, "print('first')")) == "first\n"
+
+
+async def relayed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str, late_s: float) -> None:
+    """One connection to a unix socket that takes its time before anything goes through."""
+    await asyncio.sleep(late_s)
+    onward = await asyncio.open_unix_connection(path)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+
+    await asyncio.gather(pump(connection[0], onward[1]), pump(onward[0], connection[1]))
+
+
+async def test_a_subscription_that_takes_a_second_misses_no_output(box):
+    """The other channels are up at once; a client that does not wait for iopub's welcome runs its first cell unheard."""
+    home = provisioner(box, argv=ARGV)
+    await home.start_box()
+    relays = Path(tempfile.mkdtemp(prefix="dk-relay", dir="/tmp"))
+    tasks: list[asyncio.Task[None]] = []
+    servers, executor = [], None
+    try:
+        process = await home.spawn("live-0")
+        real = process.connection_info["ip"]
+
+        def serve(channel: int, late_s: float):
+            def connected(*connection: object) -> None:
+                tasks.append(asyncio.create_task(relayed(connection, f"{real}-{channel}", late_s)))
+
+            return asyncio.start_unix_server(connected, relays / f"s-{channel}")
+
+        assert await becomes_true(Path(f"{real}-5").exists, 60), "the last socket that a kernel opens"
+        servers = [await serve(channel, 1.0 if name == "iopub" else 0.0) for channel, name in enumerate(CHANNELS, 1)]
+        process.connection_info = {**process.connection_info, "ip": str(relays / "s")}
+        executor = Executor(process, 100_000)
+        started = time.monotonic()
+        await executor.connect(60)
+        assert time.monotonic() - started >= 1.0
+        cell = await executor.run("print('first')", 20, "s0000")
+        assert [output.text for output in cell.collector.outputs()] == ["first\n"]
+        assert cell.missing is None
+    finally:
+        if executor is not None:
+            executor.close()
+        for server in servers:
+            server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await home.remove_box()
+        shutil.rmtree(relays)
 
 
 async def test_variables_stay_from_cell_to_cell(kernel):
@@ -283,11 +343,18 @@ async def test_a_flood_of_displays_is_bounded_on_the_host(kernel):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
-async def test_results_are_not_held_by_the_kernel(kernel):
-    await run(kernel, "import gc\nclass Big:\n    pass\nBig()\n")
-    for _ in range(3):
-        await run(kernel, "Big()")
-    assert printed(await run(kernel, "gc.collect(); print(sum(isinstance(o, Big) for o in gc.get_objects()) <= 1)")) == "True\n"
+async def test_five_results_of_200_mb_do_not_stay_in_the_kernel(kernel):
+    await kernel.restart()
+    resident = "print(int(open('/proc/self/statm').read().split()[1]) * 4096)"
+    before = int(printed(await run(kernel, resident)))
+    big = "class Big:\n    def __init__(self): self.bytes = bytearray(b'1') * 200_000_000"
+    await run(kernel, big)
+    for _ in range(5):
+        assert ".Big at" in (await run(kernel, "Big()")).outputs[0].data["text/plain"]
+    held = int(printed(await run(kernel, resident))) - before
+    assert 200_000_000 <= held < 250_000_000, "the last one is `_`"
+    await run(kernel, "0")
+    assert int(printed(await run(kernel, resident))) - before < 50_000_000
 
 
 # --- nothing waits for a person --------------------------------------------------------------------------------------
@@ -351,6 +418,39 @@ async def test_a_stubborn_cell_is_killed_in_time(kernel, code):
     assert printed(await run(kernel, "print('on')")) == "on\n"
 
 
+def first_process(home: BoxProvisioner) -> int:
+    """The box's init, as the host numbers it."""
+    if home.kind == "process":
+        return home._init.pid
+    if home.kind == "docker":
+        return engine().client.api.inspect_container(home._name)["State"]["Pid"]
+    return next(
+        pid
+        for pid in home._processes()
+        if Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1] == "1"
+    )
+
+
+@pytest.mark.slow
+async def test_a_box_that_does_not_end_its_kernel_is_replaced_and_its_files_are_lost(box, tmp_path):
+    kernel = await opened(box, tmp_path)
+    try:
+        await run(kernel, "kept = 1; open('kept.txt', 'w').write('file')")
+        old, stopped = kernel._box.run_dir, first_process(kernel._box)
+        os.kill(stopped, signal.SIGSTOP)
+        execution = await run(kernel, STUBBORN["except BaseException"], 0.5)
+        assert (execution.status, execution.rung, execution.death.kind) == ("timeout", "box", "killed_by_host")
+        assert execution.survived == ()
+        assert "The time limit ended the cell by removing the box." in execution.notes
+        assert any("all files of the workspace are lost" in note for note in execution.notes)
+        assert not alive(stopped)
+        assert not old.exists()
+        after = await run(kernel, "import os; print('kept' in globals(), os.listdir())")
+        assert (printed(after), after.life) == ("False []\n", 1)
+    finally:
+        await kernel.close()
+
+
 @pytest.mark.slow
 async def test_after_a_timeout_nothing_of_the_cell_runs_on(kernel):
     await run(
@@ -403,9 +503,11 @@ def holds_memory(kernel: KernelSession) -> bool:
 async def test_running_out_of_memory_is_told(kernel):
     if not holds_memory(kernel):
         pytest.skip("no cgroup holds this box's memory here")
+    await run(kernel, "open('kept.txt', 'w').write('file')")
     execution = await run(kernel, "b = [bytearray(50_000_000) for _ in range(100)]", 60)
     assert execution.death is not None
     assert execution.death.kind == "oom"
+    assert printed(await run(kernel, "print(open('kept.txt').read())")) == "file\n"
 
 
 @pytest.mark.slow
