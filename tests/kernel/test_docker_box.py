@@ -1,7 +1,6 @@
 """The container against its attackers: rows A1-A6, A8, A9, C1-C5 of the threat table, and boxes lost or left behind."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
