@@ -1,7 +1,10 @@
 """Reading one file out of a directory that the agent filled: 21 names, two of them honest."""
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -103,6 +106,26 @@ def test_the_quota_stops_one_big_file_and_many_small_ones(tmp_path):
             [(made.path / str(number)).touch() for number in range(1000)]
     finally:
         made.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a quota needs root")
+def test_the_quota_needs_no_program_named_mount(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = Workspace(tmp_path / "w", size=4 << 20, uid=10001)
+    assert made.quota
+    assert made.path.is_mount()
+    made.remove()
+    assert not made.path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root has capabilities to lose")
+def test_a_root_that_may_not_mount_gets_a_plain_directory_of_the_right_owner(tmp_path):
+    code = (
+        "import sys, pathlib; from dojo_kernel.kernel.workspace import Workspace;"
+        "made = Workspace(pathlib.Path(sys.argv[1]), size=4 << 20, uid=10001); print(made.quota, made.path.stat().st_uid)"
+    )
+    argv = ["setpriv", "--bounding-set", "-sys_admin", sys.executable, "-c", code, str(tmp_path / "w")]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split() == ["False", "10001"]
 
 
 SIZE = 1 << 20
