@@ -45,6 +45,8 @@ START_S = 30.0
 SPAWN_S = 30.0
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SOCKETS_BYTES = 4 << 20
+SOCKETS_WATCHED_BYTES = 64 << 20
+"""Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
 WATCH_S = 0.5
 WATCHED = "the workspace is measured twice a second: it can be exceeded for a moment; RLIMIT_FSIZE holds each file"
@@ -353,7 +355,7 @@ class BoxProvisioner(KernelProvisionerBase):
     async def _watch_disk(self, wire: Wire) -> None:
         """Where no quota holds: over the limit everything in the box dies, and the largest files go."""
         assert self.run_dir is not None
-        sockets = Workspace(self.run_dir / "k", size=SOCKETS_BYTES, uid=self.uid, mount=False)  # the box's to write, too
+        sockets = Workspace(self.run_dir / "k", size=SOCKETS_WATCHED_BYTES, uid=self.uid, mount=False)  # the box's to write, too
         spaces = (self.workspace, sockets)
         pause = WATCH_S
         while wire.over is None:
@@ -364,7 +366,9 @@ class BoxProvisioner(KernelProvisionerBase):
             if not crowded:
                 continue
             for process in self._running:
-                process.killed_for = f"its files took more than {self.limits.disk_gb:g} GB of disk; the largest were deleted"
+                process.killed_for = (
+                    f"its files took more than the {self.limits.disk_gb:g} GB of its disk; the largest were deleted"
+                )
             with contextlib.suppress(BoxLostError):
                 await wire.order(op="kill")
             for space in crowded:
