@@ -5,7 +5,7 @@ The wire form of an action is `{"name": "execute_code", "code": "..."}`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,6 +41,9 @@ class ValidateCode(Action):
 
     name = "validate_code"
     code: str = Field(max_length=1_000_000, description="Python source of one notebook cell.")
+    state: Literal["live", "fresh"] = Field(
+        default="live", description="live: the cell sees all variables of the live kernel; fresh: an empty kernel."
+    )
     timeout_s: float | None = Field(default=None, gt=0, le=86_400, description="Seconds the cell may run.")
 
 

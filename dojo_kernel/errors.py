@@ -11,6 +11,7 @@
     │   └── BoxUnavailableError
     └── MachineFault          ours or the machine's: the episode closes with reason "error", exit 1
         ├── KernelStartError
+        │   └── ForkRefusedError
         ├── BoxLostError
         ├── GraderError
         ├── JournalError
@@ -71,6 +72,10 @@ class MachineFault(DojoError):
 
 class KernelStartError(MachineFault):
     """A kernel did not come up."""
+
+
+class ForkRefusedError(KernelStartError):
+    """A live kernel that cannot be forked now, and why; an empty one still can be started."""
 
 
 class BoxLostError(MachineFault):

@@ -89,6 +89,8 @@ class Execution(Record):
     seconds: float
     """On the host's monotonic clock."""
     where: Literal["live", "scratch"] = "live"
+    forked: bool = False
+    """A scratch kernel that was made from the live one, and so began with its variables."""
     life: int = 0
     """How often the live kernel had been restarted."""
     dropped: int = 0

@@ -31,6 +31,10 @@ class KernelSettings(Record):
     """Output of one cell that an agent reads, head and tail together."""
     journal_chars: int = Field(default=5_000_000, ge=1_000)
     """Output of one cell that the journal keeps, head and tail together."""
+    preload: tuple[str, ...] = ()
+    """Modules that a box imports once, before its first kernel: no kernel of it imports them again."""
+    max_checkpoints: int = Field(default=8, ge=1)
+    """Kept as live processes; an older one becomes a file of its variables."""
 
 
 class EpisodeSettings(Record):

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import zmq
 from IPython.core.autocall import IPyAutocall
@@ -244,12 +244,26 @@ class DojoKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.shell_handlers["fork_request"] = self.fork_request
+        self.shell_handlers["variables_request"] = self.variables_request
         self.fork_requests: list[ForkRequest] = []
 
     async def fork_request(self, socket: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Stop the loop; `serve` forks outside of it, so that forks of forks do not grow the stack."""
         self.fork_requests.append(ForkRequest(socket, ident, parent, contextvars.copy_context(), fork.tasks()))
         asyncio.get_running_loop().stop()
+
+    async def variables_request(self, socket: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Write the variables to a file, or read them back: `op` (save, load), `path`, `max_mb`. Reply: `status`, `missing`."""
+        content, shell = parent["content"], cast("Any", self.shell)
+        reply: dict[str, Any] = {"status": "ok"}
+        try:
+            if content["op"] == "save":
+                reply["missing"] = variables.save(shell.user_ns, shell.user_ns_hidden, content["path"], content["max_mb"])
+            else:
+                reply["missing"] = variables.load(shell.user_ns, content["path"])
+        except Exception as error:  # noqa: BLE001  pickles run the agent's code
+            reply = {"status": "error", "missing": [f"all variables: {type(error).__name__}: {error}"[:300]]}
+        cast("Any", self.session).send(socket, "variables_reply", reply, parent, ident=ident)
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Called after each cell, before its reply."""
@@ -308,14 +322,15 @@ class DojoKernelApp(IPKernelApp):
     def continue_from(self, parent: DojoKernelApp, context: contextvars.Context) -> None:
         """Come up in a forked child with the parent's shell: its names, history, count, formatters, figures and settings."""
         shell: Any = parent.shell
+        where = self.connection_file
         self.profile_dir, self.config = parent.profile_dir, parent.config
+        self.connection_file = where  # the parent's configuration names the parent's
         self.init_connection_file()  # type: ignore[no-untyped-call]
         self.init_sockets()  # type: ignore[no-untyped-call]
         self.session.pack = Packer(self.session.pack)
         self._continue_io(parent)
         self.init_signal()  # type: ignore[no-untyped-call]
-        self._ports = {f"{name}_port": getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
-        self._ports = {name.removesuffix("_port"): port for name, port in self._ports.items()}
+        self._ports = {name: getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
         count = shell.execution_count
         self.init_kernel()  # type: ignore[no-untyped-call]
         self.shell = shell
@@ -464,7 +479,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, randomness: Any) -> Dojo
     if order["seed"] is None:
         randomness.keep()
     else:
-        fork.reseed(int(order["seed"]), parent.shell.user_ns)
+        fork.reseed(int(order["seed"]), cast("Any", parent.shell).user_ns)
     asyncio.set_event_loop(asyncio.new_event_loop())
     zmq.Context._instance = None
     atexit.unregister(parent.close)
@@ -497,7 +512,7 @@ def sibling(name: str) -> Any:
     return module
 
 
-confine, fork = sibling("confine"), sibling("fork")
+confine, fork, variables = sibling("confine"), sibling("fork"), sibling("variables")
 
 
 def main() -> None:

@@ -64,6 +64,25 @@ def copy(source: Path, target: Path, budget: int, *, link_bytes: int | None = No
                         shutil.copyfile(entry.path, new, follow_symlinks=False)
                         shutil.copystat(entry.path, new, follow_symlinks=False)
                         budget -= status.st_size
+                    _copied[str(new)] = status.st_size, status.st_mtime_ns
+
+
+_copied: dict[str, tuple[int, int]] = {}
+CHANGES = 100
+
+
+def changed(folder: str) -> list[tuple[str, int]]:
+    """Files below `folder` that are new or other than copied, with their size; -1: deleted. At most `CHANGES`."""
+    now: dict[str, tuple[int, int]] = {}
+    for here, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(here, name)
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                now[path] = status.st_size, status.st_mtime_ns
+    found = [(path, size) for path, (size, time) in now.items() if _copied.get(path) != (size, time)]
+    found += [(path, -1) for path in _copied if path.startswith(folder + "/") and path not in now]
+    return sorted((os.path.relpath(path, folder), size) for path, size in found)[:CHANGES]
 
 
 def landlock(writable: list[str]) -> int:

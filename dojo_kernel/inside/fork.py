@@ -80,7 +80,7 @@ def prepare() -> dict[str, list[str]]:
 def _refuse_held_imports(threads: list[threading.Thread]) -> None:
     """A module that a vanished thread is half-way through importing could never be imported again."""
     idents = {thread.ident for thread in threads}
-    locks: dict[str, Any] = getattr(importlib._bootstrap, "_module_locks", {})  # type: ignore[attr-defined]
+    locks: dict[str, Any] = getattr(importlib._bootstrap, "_module_locks", {})
     for name, reference in list(locks.items()):
         lock = reference()
         if lock is not None and getattr(lock, "owner", None) in idents:
@@ -232,7 +232,7 @@ def forget_pools() -> None:
     for name in ("joblib.externals.loky.reusable_executor", "loky.reusable_executor"):
         loaded = sys.modules.get(name)
         if loaded is not None:
-            loaded._executor = None
+            vars(loaded)["_executor"] = None
     for name in ("multiprocessing.resource_tracker", "joblib.externals.loky.backend.resource_tracker"):
         tracker = getattr(sys.modules.get(name), "_resource_tracker", None)
         if tracker is not None:

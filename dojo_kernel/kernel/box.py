@@ -16,12 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import zmq
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
+from traitlets import List as ListTrait
 from traitlets import Unicode
 
 from dojo_kernel.errors import BoxLostError, KernelStartError
@@ -30,7 +32,7 @@ from dojo_kernel.kernel.workspace import Workspace, mount_tmpfs, remove_tree
 from dojo_kernel.records import Enforcement, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from jupyter_client.connect import KernelConnectionInfo
 
@@ -43,6 +45,8 @@ PING_S = 5.0
 SILENCE_S = 60.0
 START_S = 30.0
 SPAWN_S = 30.0
+STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
+"""Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SOCKETS_BYTES = 4 << 20
 SOCKETS_WATCHED_BYTES = 64 << 20
@@ -90,6 +94,10 @@ class Wire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.init_pid = 1
+        """Of init, as the box numbers it."""
+        self.warnings: list[str] = []
+        """What the zygote could not import."""
         self.spawned: dict[str, asyncio.Future[int]] = {}
         self.on_exit: dict[str, Callable[[int], None]] = {}
         self.over: str | None = None
@@ -133,10 +141,15 @@ class Wire:
         kind, name = event.get("ev"), str(event.get("name", ""))
         waiting = self.spawned.get(name)
         if kind == "ready" and not self.ready.done():
+            self.init_pid = int(event["pid"])
             self.ready.set_result(None)
+        elif kind == "warning":
+            self.warnings = [*self.warnings, str(event.get("why"))[:300]][-20:]
+        elif kind == "prepared" and waiting is not None and not waiting.done():
+            waiting.set_result(0)
         elif kind == "spawn" and waiting is not None and not waiting.done():
             waiting.set_result(int(event["pid"]))
-        elif kind == "error" and event.get("op") == "spawn" and waiting is not None and not waiting.done():
+        elif kind == "error" and event.get("op") in STARTS and waiting is not None and not waiting.done():
             waiting.set_exception(KernelStartError(f"the box could not start {name}: {event.get('why')}"))
         elif kind == "exit" and name in self.on_exit:
             self.on_exit.pop(name)(int(event["code"]))
@@ -167,6 +180,29 @@ class Wire:
         self.on_exit.clear()
 
 
+# --- rooms -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a kernel of the box works; inside/confine.py makes it so."""
+
+    workspace: str
+    """What its code finds as working directory, as the box names it."""
+    home: str = ""
+    """A folder of its own that goes with it; "" = none."""
+    copy_from: str = ""
+    """A folder whose files the workspace gets; "" = nothing is copied."""
+    max_mb: int = 0
+    """Of files in all."""
+    link: bool = False
+    """Large files as links that cannot be written; otherwise too much is an error."""
+    writable: tuple[str, ...] | None = None
+    """Folders; None = all that the box allows."""
+    oom_score: int = 0
+    """1000 is the first victim when memory runs out."""
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -182,14 +218,15 @@ class BoxProcess:
         self.sockets = sockets
         self.code: int | None = None
         """Exit code, negative for a signal; None while it runs."""
-        self.home: str | None = None
-        """Of a scratch process: its throw-away directory, as the box names it."""
+        self.room: Room | None = None
+        """Where it works; None for a program of its own."""
         self.killed_for: str | None = None
         """Why the host killed it of its own accord."""
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Done when the process is gone; also, with -9, when the whole box is: see `BoxProvisioner.lost`."""
         self._wire: Wire | None = None
+        self._killing = asyncio.Lock()
 
     async def interrupt(self) -> None:
         """SIGINT to its process group; nothing if it is gone."""
@@ -201,12 +238,20 @@ class BoxProcess:
 
     async def kill(self) -> None:
         """SIGKILL to it and all that it started; nothing if it is gone."""
-        await self._order("kill")
+        async with self._killing:
+            await self._order("kill")
 
     async def _order(self, op: str) -> None:
         if self._wire is not None and self._wire.over is None:
             with contextlib.suppress(BoxLostError):
                 await on_boxes_thread(self._wire.order(op=op, name=self.name))
+
+    def seal(self) -> None:
+        """Delete the sockets and the connection file: who is connected stays, and nobody else can come, keys or not."""
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self.sockets):
+                if entry.name == "kernel.json" or entry.name.startswith("s-"):
+                    os.unlink(entry.path)  # noqa: PTH108  as scandir gives it
 
     def _gone(self, code: int) -> None:
         """On the thread of all boxes."""
@@ -238,11 +283,15 @@ class BoxProvisioner(KernelProvisionerBase):
     data_dir: Path | None = AnyTrait(None, config=True, allow_none=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """Public files of the competition; read-only in the box."""
     image: str = Unicode("dojo-kernel:latest", config=True)  # type: ignore[assignment]  # a trait: what its instances hold
+    preload: list[str] = ListTrait(Unicode(), config=True)  # type: ignore[assignment]  # a trait: what its instances hold
+    """Modules that the zygote imports before it forks the first kernel."""
     episode: str = Unicode("", config=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """Names the box in labels and leases."""
 
     run_dir: Path | None = None
     workspace: Workspace
+    forks: Workspace
+    """Workspaces of branches and checkpoints, one folder each."""
     enforcement: tuple[Enforcement, ...] = ()
     _wire: Wire | None = None
     _live: BoxProcess | None = None
@@ -255,16 +304,19 @@ class BoxProvisioner(KernelProvisionerBase):
             self.data_dir = Path(self.data_dir).resolve()
         self._generation = 0
         self._starting = asyncio.Lock()
+        self._forking = asyncio.Lock()
+        """Between a fork and its adoption nothing is killed, or the newborn would be taken for a stray."""
         self._running: list[BoxProcess] = []
         self._disk_watch: asyncio.Task[None] | None = None
 
     # --- what the kinds say for themselves ---
 
     workspace_path: str = "/workspace"
-    """As code in the box names it, like the next four."""
+    """As code in the box names it, like the next ones."""
     data_path: str = "/data"
     sockets_path: str = "/run/k"
     inside_path: str = "/opt/dojo"
+    forks_path: str = "/forks"
     scratch_root: str = "/tmp"  # noqa: S108  the box's own tmpfs
     home_path: str = "/tmp"  # noqa: S108
 
@@ -348,6 +400,7 @@ class BoxProvisioner(KernelProvisionerBase):
         except BaseException:
             await wire.close()
             raise
+        await wire.order(op="zygote", env={**self.environment(), "PYTHONDONTWRITEBYTECODE": "1"}, preload=list(self.preload))
         if self.watches_disk and not self.workspace.quota:
             self._disk_watch = asyncio.create_task(self._watch_disk(wire))
         return wire
@@ -356,7 +409,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Where no quota holds: over the limit everything in the box dies, and the largest files go."""
         assert self.run_dir is not None
         sockets = Workspace(self.run_dir / "k", size=SOCKETS_WATCHED_BYTES, uid=self.uid, mount=False)  # the box's to write, too
-        spaces = (self.workspace, sockets)
+        spaces = (self.workspace, self.forks, sockets)
         pause = WATCH_S
         while wire.over is None:
             await asyncio.sleep(pause)
@@ -386,16 +439,101 @@ class BoxProvisioner(KernelProvisionerBase):
         mount_tmpfs(sockets, SOCKETS_BYTES, os.geteuid(), mode=0o755)
         size = int(self.limits.disk_gb * GB)
         self.workspace = Workspace(self.run_dir / "w", size=size, uid=self.uid)
+        self.forks = Workspace(self.run_dir / "f", size=size, uid=self.uid)
 
-    async def spawn(self, name: str, *, scratch: bool = False) -> BoxProcess:
-        """Start a kernel: new socket folder, new keys. Returns when init has started it, before it listens.
+    # --- kernels ---
+
+    async def spawn(self, name: str, room: Callable[[int], Room] | None = None) -> BoxProcess:
+        """An empty kernel, forked from the zygote: new socket folder, new keys. Returns before it listens.
+
+        Args:
+            name: Of the process; no other that runs has it.
+            room: Called with the number of its socket folder; None: the box's own workspace.
 
         Raises:
             KernelStartError: init could not.
             BoxLostError: the box is gone.
         """
         generation, info = self._new_connection()
-        return await self._spawn(name, generation, info, scratch=scratch)
+        process = self._process(name, generation, info)
+        process.room = room(generation) if room else Room(self.workspace_path)
+        order = {"op": "fork", "name": name, **self._connection(generation, info), "room": asdict(process.room)}
+        process.pid = await on_boxes_thread(self._order_start(process, order))
+        return process
+
+    async def fork(
+        self, name: str, room: Callable[[int], Room], ask: Callable[[dict[str, Any]], Awaitable[int]], seed: int | None = None
+    ) -> BoxProcess:
+        """A kernel made by another one of this box: with all that it knows.
+
+        Args:
+            name: Of the process; no other that runs has it.
+            room: Called with the number of its socket folder.
+            ask: Sends the content of a `fork_request` to the parent and returns the child's pid.
+            seed: For its random generators; None: they go on as in the parent.
+
+        Raises:
+            KernelStartError: init could not, or `ask` raised it.
+            BoxLostError: the box is gone.
+        """
+        generation, info = self._new_connection()
+        process = self._process(name, generation, info)
+        process.room = room(generation)
+        where = self._connection(generation, info)
+        assert self._wire is not None
+        async with self._forking:
+            try:
+                await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
+                asked = {"name": name, "room": asdict(process.room), "seed": seed, "init": self._wire.init_pid}
+                pid = await ask({**asked, "connection_file": where["connection_file"]})
+                process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
+            except BaseException:
+                self._wire.on_exit.pop(name, None)
+                remove_tree(process.sockets)
+                raise
+        return process
+
+    def _process(self, name: str, generation: int, info: dict[str, Any]) -> BoxProcess:
+        if self._wire is None or self.run_dir is None:
+            raise KernelStartError("start_box() first")
+        process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
+        process._wire = self._wire  # noqa: SLF001  its maker
+        process._killing = self._forking  # noqa: SLF001
+        self._running = [*(one for one in self._running if one.code is None), process]
+        return process
+
+    def _connection(self, generation: int, info: dict[str, Any]) -> dict[str, Any]:
+        """As the box sees it."""
+        folder = f"{self.sockets_path}/{generation}"
+        return {"connection": {**info, "ip": f"{folder}/s"}, "connection_file": f"{folder}/kernel.json"}
+
+    def trial_room(self, source: str, root: str, generation: int) -> Room:
+        """For a scratch kernel: a throw-away copy of `source` below `root`, and no other place to write."""
+        home = f"{root}/scratch-{generation}"
+        sockets = f"{self.sockets_path}/{generation}"
+        return Room(f"{home}/workspace", home, source, 512, link=True, writable=(home, sockets), oom_score=1000)
+
+    def branch_room(self, source: str, generation: int) -> Room:
+        """For a sibling that lives on: a copy of `source`, and no other place to write."""
+        home = f"{self.forks_path}/{generation}"
+        return Room(f"{home}/workspace", home, source, self._disk_mb, writable=(home, self.sockets_path))
+
+    def snapshot_room(self, source: str, root: str, generation: int) -> Room:
+        """For a checkpoint: files as they are now; it only waits, and is an early victim when memory runs out."""
+        return Room(f"{root}/checkpoint-{generation}", "", source, self._disk_mb, oom_score=900)
+
+    def restored_room(self, snapshot: Room, target: str, branch: Room | None) -> Room:
+        """For what a checkpoint becomes: its files in the place of those in `target`; in a branch, behind the branch's walls."""
+        home, writable = (branch.home, branch.writable) if branch is not None else ("", None)
+        return Room(target, home, snapshot.workspace, self._disk_mb, writable=writable)
+
+    @property
+    def _disk_mb(self) -> int:
+        return int(self.limits.disk_gb * 1024)
+
+    def host_path(self, inside: str) -> Path:
+        """Of a folder below `forks_path`, as the host names it."""
+        return self.forks.path / inside.removeprefix(f"{self.forks_path}/")
 
     def _new_connection(self) -> tuple[int, dict[str, Any]]:
         """A socket folder and keys that no kernel has seen; the host's view of the connection."""
@@ -421,32 +559,11 @@ class BoxProvisioner(KernelProvisionerBase):
         }
         return self._generation, info
 
-    async def _spawn(self, name: str, generation: int, info: dict[str, Any], *, scratch: bool) -> BoxProcess:
-        if self._wire is None or self.run_dir is None:
-            raise KernelStartError("start_box() first")
-        folder = f"{self.sockets_path}/{generation}"
-        process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
-        self._running = [*(one for one in self._running if one.code is None), process]
-        process._wire = self._wire  # noqa: SLF001  its maker
-        rules = None
-        if scratch:
-            process.home = f"{self.scratch_root}/scratch-{generation}"
-            rules = {"workspace": self.workspace_path, "home": process.home, "max_mb": 512}
-        order = {
-            "op": "spawn",
-            "name": name,
-            "argv": self._argv(f"{folder}/kernel.json"),
-            "connection": {**info, "ip": f"{folder}/s"},
-            "connection_file": f"{folder}/kernel.json",
-            "env": self.environment(),
-            "cwd": self.workspace_path,
-            "scratch": rules,
-        }
-        process.pid = await on_boxes_thread(self._spawn_order(self._wire, name, order, process))
-        return process
-
-    @staticmethod
-    async def _spawn_order(wire: Wire, name: str, order: dict[str, Any], process: BoxProcess) -> int:
+    async def _order_start(self, process: BoxProcess, order: dict[str, Any]) -> int:
+        """Send it, and wait for what init says of it: the kernel's pid. On the thread of all boxes."""
+        name, wire = process.name, self._wire
+        if wire is None:
+            raise BoxLostError("the box is gone")
         waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         wire.spawned[name] = waiting
         wire.on_exit[name] = process._gone  # noqa: SLF001  its maker
@@ -494,11 +611,18 @@ class BoxProvisioner(KernelProvisionerBase):
             with contextlib.suppress(BoxLostError):
                 await on_boxes_thread(self._wire.order(op="kill"))
 
-    async def remove_home(self, process: BoxProcess) -> None:
-        """Delete the throw-away directory of a scratch process, from inside."""
-        if process.home is not None and self._wire is not None and self._wire.over is None:
+    async def remove_folder(self, path: str) -> None:
+        """Delete a folder of the box, from inside: a scratch kernel's home, a checkpoint's files."""
+        if path and self._wire is not None and self._wire.over is None:
             with contextlib.suppress(BoxLostError):
-                await on_boxes_thread(self._wire.order(op="remove", path=process.home))
+                await on_boxes_thread(self._wire.order(op="remove", path=path))
+
+    async def sweep(self) -> None:
+        """Kill what no kernel of the box holds: daemons that one left running."""
+        if self._wire is not None and self._wire.over is None:
+            with contextlib.suppress(BoxLostError):
+                async with self._forking:
+                    await on_boxes_thread(self._wire.order(op="kill", name=""))
 
     async def freeze(self) -> None:
         """Stop everything in the box, where it can be stopped."""
@@ -537,6 +661,7 @@ class BoxProvisioner(KernelProvisionerBase):
     def _remove_run_dir(self, folder: Path) -> None:
         if hasattr(self, "workspace"):
             self.workspace.remove()
+            self.forks.remove()
         reaper.remove_run_dir(folder)
         reaper.release("run_dir", str(folder))
 
@@ -572,7 +697,12 @@ class BoxProvisioner(KernelProvisionerBase):
         """Start `live-N`; `cmd` is the manager's view, the box has its own."""
         assert self._prepared is not None
         generation, info = self._prepared
-        self._live = await self._spawn(f"live-{generation}", generation, info, scratch=False)
+        live = self._process(f"live-{generation}", generation, info)
+        where = self._connection(generation, info)
+        order = {"op": "spawn", "name": live.name, **where, "argv": self._argv(where["connection_file"])}
+        order |= {"env": self.environment(), "cwd": self.workspace_path}
+        live.pid = await on_boxes_thread(self._order_start(live, order))
+        self._live = live
         return self.connection_info
 
     async def poll(self) -> int | None:

@@ -275,6 +275,7 @@ class DockerProvisioner(BoxProvisioner):
             shutil.copytree(INSIDE, code, ignore=shutil.ignore_patterns("__pycache__"))
             _open_to_all(code)
         mounts = {str(self.run_dir / "k"): "/run/k:rw", str(self.workspace.path): "/workspace:rw", str(code): "/opt/dojo:ro"}
+        mounts[str(self.forks.path)] = "/forks:rw"
         if data is not None:
             mounts[str(data)] = "/data:ro"
         profile = _profile(self.limits, found.info)

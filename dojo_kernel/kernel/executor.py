@@ -42,6 +42,9 @@ UNREAD_FACTOR = 20
 """Times the host's cap after which large messages of a cell are dropped unread."""
 BLACK_BOX_BYTES = 16 << 20
 OUTPUTS = frozenset({"stream", "display_data", "execute_result", "update_display_data", "clear_output", "error"})
+LITERAL_DEPTH = 500
+"""Brackets in an answer; a deeper one would hurt the parser."""
+CHANGED = "__import__('sys').modules['dojo_kernel_confine'].changed(__import__('os').environ['DOJO_WORKSPACE'])"
 NAMES = "__import__('IPython').get_ipython().run_line_magic('who_ls', '')"
 
 
@@ -74,6 +77,8 @@ class Executor:
         self.process = process
         self.violation: str | None = None
         """Why the host has given up on the kernel's messages."""
+        self.lost: tuple[str, ...] | None = None
+        """Of a fork: what it lacks of its parent, a line each; None for a kernel that began empty."""
         self._max_chars = max_chars
         self._wire = Wire(process.connection_info, self._on_message, self._on_violation)
         self._wire.skip = self._skip
@@ -83,6 +88,7 @@ class Executor:
         self._wake = asyncio.Event()
         self._cell: Cell | None = None
         self._probes: dict[str, bool] = {}
+        self._asked: dict[str, Message | None] = {}
         self._caught_up: set[str] = set()
         """Probes whose own idle has come: whatever was published before them is here."""
         self._iopub_at = 0.0
@@ -182,6 +188,9 @@ class Executor:
             self._on_iopub(message)
         elif message.parent in self._probes:
             self._probes[message.parent] = True
+            self._wake.set()
+        elif message.parent in self._asked and message.channel == "shell":
+            self._asked[message.parent] = message
             self._wake.set()
         elif self._cell is not None and message.channel == "shell" and message.parent == self._cell.msg_id:
             if message.kind != "execute_reply":
@@ -329,18 +338,49 @@ class Executor:
                 return
         cell.rung = "kill"
 
-    async def names(self) -> tuple[str, ...] | None:
-        """The user's variables; None when the kernel does not say."""
-        cell = self._start("", "", silent=True, expressions={"names": NAMES})
+    async def ask(self, kind: str, content: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        """Send a shell request between two cells; the content of its reply, None if none came in time."""
+        msg_id = self._wire.send("shell", f"{kind}_request", content)
+        self._asked[msg_id] = None
+        deadline = time.monotonic() + timeout_s
+        try:
+            while (reply := self._asked[msg_id]) is None:
+                if self.process.exited.done() or self.violation is not None or not await self._wait(deadline - time.monotonic()):
+                    return None
+        finally:
+            del self._asked[msg_id]
+        return reply.content if reply.kind == f"{kind}_reply" else None
+
+    async def value(self, expression: str) -> object:
+        """A Python literal that the kernel claims an expression to be; None when it does not say."""
+        cell = self._start("", "", silent=True, expressions={"value": expression})
         await self._until_over(cell, 2 * GRACE_S)
         self._finish(cell)
-        value = cell.expressions.get("names")
-        data = value.get("data") if isinstance(value, dict) else None
+        said = cell.expressions.get("value")
+        data = said.get("data") if isinstance(said, dict) else None
         text = data.get("text/plain") if isinstance(data, dict) else None
-        if not isinstance(text, str) or len(text) > LATE_CHARS or not re.fullmatch(r"\[('\w+'(,\s+)?)*\]", text):
+        if not isinstance(text, str) or len(text) > LATE_CHARS or text.count("(") + text.count("[") > LITERAL_DEPTH:
             return None
-        names: list[str] = ast.literal_eval(text)
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+
+    async def names(self) -> tuple[str, ...] | None:
+        """The user's variables; None when the kernel does not say."""
+        names = await self.value(NAMES)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return None
         return tuple(sorted(name for name in names if name.isidentifier()))
+
+    async def changed_files(self) -> tuple[str, ...]:
+        """What a trial run has written, as it tells; one line each."""
+        rows = await self.value(CHANGED)
+        told = rows if isinstance(rows, list) else []
+        found = [row for row in told if isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str)]  # noqa: PLR2004
+        return tuple(
+            f"{name[:200]} ({'deleted' if size == -1 else f'{size} bytes'})" for name, size in found if isinstance(size, int)
+        )
 
     # --- the last words of a dead kernel ---
 

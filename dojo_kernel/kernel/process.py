@@ -47,6 +47,11 @@ class ProcessProvisioner(BoxProvisioner):
         return str(INSIDE)
 
     @property
+    def forks_path(self) -> str:  # type: ignore[override]
+        """The host's own path."""
+        return str(self.forks.path)
+
+    @property
     def scratch_root(self) -> str:  # type: ignore[override]
         """The host's own path."""
         return f"{self.run_dir}"

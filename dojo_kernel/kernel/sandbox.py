@@ -314,6 +314,7 @@ class SandboxProvisioner(BoxProvisioner):
             binds.append(Bind(self.data_dir, self.data_path))
         binds.append(Bind(self.run_dir / "k", self.sockets_path, writable=True))
         binds.append(Bind(self.workspace.path, self.workspace_path, writable=True))
+        binds.append(Bind(self.forks.path, self.forks_path, writable=True))
         return binds
 
     def _options(self) -> list[str]:

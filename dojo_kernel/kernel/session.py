@@ -9,20 +9,22 @@ import ast
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client.kernelspec import KernelSpec
 
-from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
+from dojo_kernel.errors import BoxLostError, BoxUnavailableError, ForkRefusedError, KernelStartError
 from dojo_kernel.kernel.executor import Cell, Executor, reply_status
+from dojo_kernel.kernel.workspace import Workspace
 from dojo_kernel.records import Death, Enforcement, Error, Execution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from dojo_kernel.kernel.box import BoxProcess, BoxProvisioner
+    from dojo_kernel.kernel.box import BoxProcess, BoxProvisioner, Room
     from dojo_kernel.settings import KernelSettings
 
 EXIT_S = 5.0
@@ -30,6 +32,13 @@ EXIT_S = 5.0
 SYNTAX_CHARS = 200_000
 """Longer cells are not parsed on the host: the scratch kernel finds their mistakes."""
 MEMORY_WARNING = 0.85
+FORK_S = 20.0
+FORK_BYTES = 48 << 20
+"""Memory that must be free for a fork to come up."""
+VARIABLES_MB = 256
+"""Of a checkpoint that memory pressure has turned into a file."""
+VARIABLES_S = 60.0
+ScratchState = Literal["live", "fresh"]
 ARGV = ["python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}"]
 
 
@@ -56,11 +65,20 @@ class Kernel(Protocol):
     async def execute(self, code: str, timeout_s: float, *, cell: str = "") -> Execution:
         """Run in the live kernel. Raises BoxLostError, KernelStartError."""
 
-    async def validate(self, code: str, timeout_s: float) -> Execution:
+    async def validate(self, code: str, timeout_s: float, *, state: ScratchState = "live") -> Execution:
         """Run in a scratch kernel with a copy of the workspace; syntax first. Raises BoxLostError, KernelStartError."""
 
     async def restart(self) -> None:
         """A new, empty live kernel; everything that ran in the box is killed."""
+
+    async def checkpoint(self, label: str) -> Snapshot:
+        """Keep variables and files as they are. Raises ForkRefusedError, BoxLostError, KernelStartError."""
+
+    async def restore(self, snapshot: str, *, seed: int | None = None) -> tuple[str, ...]:
+        """Go back to a checkpoint; what is missing, a line each. Raises KeyError, BoxLostError, KernelStartError."""
+
+    async def branch(self, count: int, *, seeds: Sequence[int | None] | None = None) -> Sequence[Kernel]:
+        """Siblings with the same variables and files. Raises ForkRefusedError, BoxLostError, KernelStartError."""
 
     async def read_submission(self, name: str, max_bytes: int) -> bytes | None:
         """A safe copy of a file of the workspace; None: absent. Raises SubmissionError."""
@@ -72,14 +90,47 @@ class Kernel(Protocol):
         """Leave nothing behind. Again is no error."""
 
 
-class KernelSession:
-    """A box with one live kernel in it, and scratch kernels for a moment each."""
+class Snapshot(NamedTuple):
+    """A checkpoint, as its maker hears of it."""
 
-    def __init__(self, provisioner: BoxProvisioner, settings: KernelSettings) -> None:
+    id: str
+    label: str
+    lost: tuple[str, ...]
+    """What it does not hold, a line each: threads, child processes, asyncio tasks."""
+    seconds: float
+
+
+class _Checkpoint:
+    """A process that waits, or the file of its variables."""
+
+    def __init__(self, snapshot: Snapshot, room: Room, executor: Executor) -> None:
+        self.snapshot, self.room = snapshot, room
+        self.executor: Executor | None = executor
+        self.missing: tuple[str, ...] = ()
+        """Variables that its file lacks, a line each."""
+
+
+class _Share:
+    """The sessions of one box; the last one to go removes it."""
+
+    def __init__(self) -> None:
+        self.sessions = 1
+        self.names = 0
+        self.still = asyncio.Lock()
+        """Held while everything stands still for a submission to be read."""
+
+
+class KernelSession:
+    """A box with one live kernel in it, scratch kernels for a moment each, checkpoints, and siblings in the same box."""
+
+    def __init__(self, provisioner: BoxProvisioner, settings: KernelSettings, *, parent: KernelSession | None = None) -> None:
         self._box = provisioner
         self._settings = settings
+        self._share: _Share = parent._share if parent is not None else _Share()
         self._live: Executor | None = None
-        self._spawned = 0
+        self._room: Room | None = None
+        self._checkpoints: dict[str, _Checkpoint] = {}
+        self._made = 0
         self._deaths = 0
         self._lost: str | None = None
         self._closed = False
@@ -88,13 +139,13 @@ class KernelSession:
         self._lock = asyncio.Lock()
         self.box = provisioner.kind
         self.life = 0
-        self.image: str | None = None
+        self.image: str | None = parent.image if parent is not None else None
 
     async def open(self) -> None:
         """Start box and kernel. Raises KernelStartError."""
         try:
             await self._box.start_box()
-            self._live = await self._spawn(scratch=False)
+            self._live = await self._spawn("live", None)
         except BaseException:
             await self.close()
             raise
@@ -114,11 +165,58 @@ class KernelSession:
     @property
     def workspace_path(self) -> str:
         """Of the agent's folder, as code in the box names it."""
-        return self._box.workspace_path
+        return self._room.workspace if self._room is not None else self._box.workspace_path
 
-    async def _spawn(self, *, scratch: bool) -> Executor:
-        self._spawned += 1
-        process = await self._box.spawn(f"{'scratch' if scratch else 'live'}-{self._spawned}", scratch=scratch)
+    @property
+    def _files(self) -> Workspace:
+        if self._room is None:
+            return self._box.workspace
+        path = self._box.host_path(self._room.workspace)
+        return Workspace(path, size=self._box.forks.size, uid=self._box.uid, mount=False)
+
+    def _trial_room(self, generation: int) -> Room:
+        root = self._room.home if self._room is not None else self._box.scratch_root
+        return self._box.trial_room(self.workspace_path, root, generation)
+
+    def _name(self, kind: str) -> str:
+        self._share.names += 1
+        return f"{kind}-{self._share.names}"
+
+    async def _spawn(self, kind: str, room: Callable[[int], Room] | None) -> Executor:
+        """An empty kernel, connected."""
+        return await self._connect(await self._box.spawn(self._name(kind), room))
+
+    async def _fork(self, parent: Executor, kind: str, room: Callable[[int], Room], seed: int | None = None) -> Executor:
+        """A kernel with all that the parent knows, connected. Raises ForkRefusedError."""
+        await self._refuse_without_memory()
+        lost: dict[str, Any] = {}
+
+        async def ask(content: dict[str, Any]) -> int:
+            reply = await parent.ask("fork", content, FORK_S)
+            if reply is None:
+                raise ForkRefusedError("the kernel does not answer")
+            if reply.get("status") != "ok" or not isinstance(reply.get("pid"), int):
+                raise ForkRefusedError(str(reply.get("why", "the kernel did not say why"))[:300])
+            lost.update(reply["lost"] if isinstance(reply.get("lost"), dict) else {})
+            return int(reply["pid"])
+
+        try:
+            process = await self._box.fork(self._name(kind), room, ask, seed)
+            child = await self._connect(process)
+        except ForkRefusedError:
+            raise
+        except KernelStartError as error:
+            raise ForkRefusedError(f"the fork did not come up: {error}") from error
+        child.lost = _told(lost)
+        return child
+
+    async def _refuse_without_memory(self) -> None:
+        used = await self._box.memory_used()
+        limit = self._settings.limits.memory_gb * 2**30
+        if used is not None and used + FORK_BYTES > limit:
+            raise ForkRefusedError(f"{used / 2**30:.2f} of {self._settings.limits.memory_gb:g} GB of memory are in use")
+
+    async def _connect(self, process: BoxProcess) -> Executor:
         executor = Executor(process, self._settings.journal_chars)
         try:
             await executor.connect(self._settings.start_timeout_s)
@@ -126,6 +224,7 @@ class KernelSession:
             executor.close()
             await self._end(process)
             raise
+        process.seal()
         return executor
 
     async def _end(self, process: BoxProcess) -> bool:
@@ -184,9 +283,9 @@ class KernelSession:
             live.close()
 
     async def _revive(self) -> None:
-        # all of the box: what the old kernel left running must not outlive it
-        await self._box.kill_all()
-        self._live = await self._spawn(scratch=False)
+        await self._box.sweep()  # what the old kernel left running must not outlive it
+        room = None if self._room is None else replace(self._room, copy_from="")
+        self._live = await self._spawn("live", None if room is None else lambda _: room)
         self.life += 1
 
     def _count(self, death: Death) -> tuple[str, ...]:
@@ -305,8 +404,12 @@ class KernelSession:
 
     # --- scratch ---
 
-    async def validate(self, code: str, timeout_s: float) -> Execution:
-        """Syntax first, with nothing run; then the cell in a scratch kernel. Raises BoxLostError, KernelStartError."""
+    async def validate(self, code: str, timeout_s: float, *, state: ScratchState = "live") -> Execution:
+        """Syntax first, with nothing run; then the cell in a scratch kernel. Raises BoxLostError, KernelStartError.
+
+        `state="live"` begins with the live kernel's variables; where it cannot be forked the scratch kernel is empty, and a
+        note says why.
+        """
         started = time.monotonic()
         error = await asyncio.to_thread(syntax_error, code)
         if error is not None:
@@ -316,40 +419,198 @@ class KernelSession:
             if self._lost is not None or self._closed or self._box.lost is not None:
                 raise BoxLostError(self._lost or self._box.lost or "the kernel session is closed")
             before = await self._box.oom_kills()
-            scratch = await self._spawn(scratch=True)
+            scratch, notes = await self._scratch(state)
             try:
                 started = time.monotonic()
                 ran = await scratch.run(code, timeout_s, "")
                 death = await self._death(scratch, ran, before)
                 seconds = time.monotonic() - started
                 execution = await self._execution(scratch, ran, code, death, before)
+                files = await scratch.changed_files() if death is None else ()
             finally:
-                scratch.close()
-                await self._end(scratch.process)
-                with contextlib.suppress(BoxLostError):
-                    await self._box.remove_home(scratch.process)
-            return execution.model_copy(update={"seconds": seconds, "where": "scratch", "life": self.life})
+                await self._discard(scratch)
+            if files:
+                notes = (*notes, f"Files it would have written: {', '.join(files)}.")
+            told = {"seconds": seconds, "where": "scratch", "forked": scratch.lost is not None, "life": self.life}
+            return execution.model_copy(update={**told, "notes": (*notes, *execution.notes)})
+
+    async def _scratch(self, state: ScratchState) -> tuple[Executor, tuple[str, ...]]:
+        live = self._live
+        if state == "live" and live is not None and not live.process.exited.done():
+            try:
+                scratch = await self._fork(live, "scratch", self._trial_room)
+            except ForkRefusedError as refused:
+                return await self._spawn("scratch", self._trial_room), (f"Tried in an empty kernel: {refused}.",)
+            notes = tuple(f"Not in the scratch kernel: {line}." for line in scratch.lost or ())
+            return scratch, notes
+        return await self._spawn("scratch", self._trial_room), ()
+
+    async def _discard(self, executor: Executor) -> None:
+        """End a kernel and delete its folder."""
+        executor.close()
+        await self._end(executor.process)
+        if executor.process.room is not None:
+            with contextlib.suppress(BoxLostError):
+                await self._box.remove_folder(executor.process.room.home)
+
+    # --- checkpoints and branches ---
+
+    async def checkpoint(self, label: str) -> Snapshot:
+        """Keep variables and files as they are, in a process that waits. Raises ForkRefusedError, BoxLostError, KernelStartError."""
+        async with self._lock:
+            live = await self._ready()
+            started = time.monotonic()
+            root = self._room.home if self._room is not None else self._box.forks_path
+            child = await self._fork(live, "checkpoint", lambda n: self._box.snapshot_room(self.workspace_path, root, n))
+            self._made += 1
+            seconds = time.monotonic() - started
+            made = Snapshot(f"c{self._made}", label, child.lost or (), seconds)
+            assert child.process.room is not None
+            self._checkpoints[made.id] = _Checkpoint(made, child.process.room, child)
+            waiting = [one for one in self._checkpoints.values() if one.executor is not None]
+            for oldest in waiting[: -self._settings.max_checkpoints]:
+                await self._evict(oldest)
+            return made
+
+    async def _evict(self, checkpoint: _Checkpoint) -> None:
+        """Replace the process by a file of its variables, written inside the box."""
+        executor, checkpoint.executor = checkpoint.executor, None
+        if executor is None:
+            return
+        saved: dict[str, Any] | None = None
+        if not executor.process.exited.done():
+            content = {"op": "save", "path": f"{checkpoint.room.workspace}.variables", "max_mb": VARIABLES_MB}
+            saved = await executor.ask("variables", content, VARIABLES_S)
+        checkpoint.missing = _lines((saved or {}).get("missing")) if saved else ("all variables",)
+        executor.close()
+        await self._end(executor.process)
+
+    async def evict_checkpoints(self, below: float = MEMORY_WARNING) -> int:
+        """While more of the memory than that is in use, turn the oldest checkpoints into files; returns how many."""
+        count = 0
+        limit = self._settings.limits.memory_gb * 2**30
+        for checkpoint in list(self._checkpoints.values()):
+            used = await self._box.memory_used()
+            if used is None or used <= below * limit:
+                break
+            if checkpoint.executor is not None:
+                await self._evict(checkpoint)
+                count += 1
+        return count
+
+    async def restore(self, snapshot: str, *, seed: int | None = None) -> tuple[str, ...]:
+        """Go back to a checkpoint, which stays; what is missing, a line each.
+
+        Raises:
+            KeyError: there is no such checkpoint.
+            BoxLostError: the box is gone.
+            KernelStartError: no kernel came up.
+        """
+        async with self._lock:
+            checkpoint = self._checkpoints[snapshot]
+            await self._ready()
+            before = self._live
+            target = self.workspace_path
+
+            def room(_: int) -> Room:
+                return self._box.restored_room(checkpoint.room, target, self._room)
+
+            waiting = checkpoint.executor
+            if waiting is not None and waiting.process.exited.done():  # out of memory, or the agent's own doing
+                waiting.close()
+                waiting = checkpoint.executor = None
+                checkpoint.missing = ("all variables: the process that held them was killed",)
+            if waiting is not None:
+                child = await self._fork(waiting, "live", room, seed)
+                missing = checkpoint.snapshot.lost
+            else:
+                child = await self._spawn("live", room)
+                content = {"op": "load", "path": f"{checkpoint.room.workspace}.variables", "max_mb": VARIABLES_MB}
+                loaded = await child.ask("variables", content, VARIABLES_S)
+                missing = (*checkpoint.missing, *_lines((loaded or {}).get("missing")))
+            self._live = child
+            self.life += 1
+            if before is not None:
+                before.close()
+                await self._end(before.process)
+            await self._box.sweep()
+            return missing
+
+    async def branch(self, count: int, *, seeds: Sequence[int | None] | None = None) -> list[KernelSession]:
+        """Siblings with the same variables and copies of the files, in the same box; each is closed by itself.
+
+        Args:
+            count: How many.
+            seeds: One each for the random generators; None: they go on as here.
+
+        Raises:
+            ForkRefusedError: the live kernel cannot be forked; none was made.
+            BoxLostError: the box is gone.
+            KernelStartError: a sibling did not come up; none was made.
+        """
+        async with self._lock:
+            live = await self._ready()
+            made: list[KernelSession] = []
+            try:
+                for seed in seeds if seeds is not None else [None] * count:
+                    child = await self._fork(live, "live", lambda n: self._box.branch_room(self.workspace_path, n), seed)
+                    sibling = KernelSession(self._box, self._settings, parent=self)
+                    self._share.sessions += 1
+                    sibling._live, sibling._room = child, child.process.room  # noqa: SLF001  its maker
+                    sibling._news = tuple(f"Not in this branch: {line}." for line in child.lost or ())  # noqa: SLF001
+                    made.append(sibling)
+            except BaseException:
+                for sibling in made:
+                    await sibling.close()
+                raise
+            return made
 
     # --- files ---
 
     async def read_submission(self, name: str, max_bytes: int) -> bytes | None:
         """A copy made while the box stands still. Raises SubmissionError."""
-        async with self._lock:
+        async with self._lock, self._share.still:
             await self._box.freeze()
             try:
-                return await asyncio.to_thread(self._box.workspace.read, name, max_bytes)
+                return await asyncio.to_thread(self._files.read, name, max_bytes)
             finally:
                 await self._box.thaw()
 
     def submission_signature(self, name: str) -> tuple[int, ...] | None:
         """Changes when the file does; None: absent."""
-        return self._box.workspace.signature(name)
+        return self._files.signature(name)
 
     async def close(self) -> None:
-        """Kill kernel and box, free everything. Again is no error."""
+        """End the kernels of this session, and the box with the last session in it. Again is no error."""
+        if self._closed:
+            return
         self._closed = True
-        await self._abandon()
-        await self._box.remove_box()
+        self._share.sessions -= 1
+        last = self._share.sessions == 0
+        kernels = [self._live, *(one.executor for one in self._checkpoints.values())]
+        self._live = None
+        self._checkpoints.clear()
+        for kernel in kernels:
+            if kernel is not None:
+                kernel.close()
+                if not last:
+                    await self._end(kernel.process)
+        if last:
+            await self._box.remove_box()
+        elif self._room is not None:
+            await self._box.remove_folder(self._room.home)
+
+
+def _lines(said: object) -> tuple[str, ...]:
+    """A kernel's list of lines, as far as it is one."""
+    told = said if isinstance(said, list) else []
+    return tuple(line[:300] for line in told[:100] if isinstance(line, str))
+
+
+def _told(lost: dict[str, Any]) -> tuple[str, ...]:
+    """What a fork says its child lacks, a line each."""
+    kinds = {"threads": "thread", "processes": "child", "tasks": "asyncio task"}
+    return tuple(f"{word} {name}" for kind, word in kinds.items() for name in _lines(lost.get(kind)))
 
 
 def describe(death: Death) -> str:
@@ -446,6 +707,7 @@ async def open_kernel(
         limits=settings.limits,
         data_dir=data_dir,
         image=settings.image,
+        preload=list(settings.preload),
         episode=episode,
     )
     session = KernelSession(provisioner, settings)

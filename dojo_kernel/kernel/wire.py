@@ -83,7 +83,7 @@ class Wire:
             while not await self._listens(path):
                 if self._loop.time() > deadline:
                     raise KernelStartError("the kernel did not open its sockets in time")
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.002)
         for name, path in paths.items():
             self._open(name, f"ipc://{path}")
 
