@@ -11,10 +11,11 @@ import atexit
 import collections
 import contextlib
 import contextvars
-import ctypes
+import gc
 import importlib.util
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -230,6 +231,12 @@ class ForkRequest(NamedTuple):
     """Of the cells: numpy's error state and the like live in it."""
     tasks: list[str]
 
+    @property
+    def order(self) -> dict[str, Any]:
+        """The request's content."""
+        content: dict[str, Any] = self.message["content"]
+        return content
+
 
 class DojoKernel(IPythonKernel):
     """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one.
@@ -398,51 +405,30 @@ def serve(app: DojoKernelApp) -> None:
 
 def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
     """Fork and reply; returns the kernel to serve, in parent and child."""
-    order = request.message["content"]
-    reply: dict[str, Any] = {"status": "refused"}
-    reading, writing = os.pipe()
+    session: Any = app.session
     try:
-        if not os.path.isfile(order["connection_file"]):  # ipykernel would invent TCP ports
-            raise fork.Refused("no connection file")
-        lost = {**fork.prepare(), "tasks": request.tasks}
+        if not os.path.isfile(request.order["connection_file"]):  # ipykernel would invent TCP ports
+            raise fork.Refused("no connection file")  # noqa: TRY301  one place that answers
+        ready = fork.prepare()
         for stream in app.streams:
             stream.flush()
-        randomness = fork.Randomness.now()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python >= 3.12 warns of threads at each fork
-            first = os.fork()
-        if first == 0:
-            return _second(app, request, randomness, writing)
-        os.waitpid(first, 0)
-        os.close(writing)
-        writing = -1
-        pid = int(os.read(reading, 20) or b"0")
-        if not pid:
-            raise fork.Refused("no process is left")
-        reply = {"status": "ok", "pid": pid, "lost": {kind: names for kind, names in lost.items() if names}}
+            pid = fork.twice()
+        if pid == 0:
+            return _child(app, request, ready)
+        reply = {"status": "ok", "pid": pid, "lost": {**ready.lost, "tasks": request.tasks}}
     except (fork.Refused, OSError) as error:
-        reply["why"] = str(error)
-    finally:
-        os.close(reading)
-        if writing >= 0:
-            os.close(writing)
-    app.session.send(app.kernel.shell_stream, "fork_reply", reply, request.message, ident=request.ident)
+        reply = {"status": "refused", "why": str(error)}
+    session.send(app.kernel.shell_stream, "fork_reply", reply, request.message, ident=request.ident)
     return app
 
 
-def _second(app: DojoKernelApp, request: ForkRequest, randomness: Any, writing: int) -> DojoKernelApp:
-    """In the first child: fork once more, so that init adopts the kernel, and reports its end."""
+def _child(app: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKernelApp:
     try:
-        pid = os.fork()
-        if pid:
-            os.write(writing, b"%d" % pid)
-            os._exit(0)
-    except BaseException:
-        os._exit(70)
-    try:
-        return become(app, request, randomness)
-    except BaseException:
-        where = os.path.dirname(request.message["content"]["connection_file"])
+        return become(app, request, ready)
+    except BaseException:  # noqa: BLE001  nothing may get back into the parent's loop
+        where = os.path.dirname(request.order["connection_file"])
         with contextlib.suppress(OSError), open(os.path.join(where, "failure.txt"), "w") as file:
             traceback.print_exc(file=file)
         os._exit(70)
@@ -461,9 +447,9 @@ def alone(order: dict[str, Any]) -> None:
     signal.alarm(0)
 
 
-def become(parent: DojoKernelApp, request: ForkRequest, randomness: Any) -> DojoKernelApp:
+def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKernelApp:
     """In the child: let go of everything of the parent's, then come up on the new connection."""
-    order = request.message["content"]
+    order = request.order
     alone(order)
     signal.alarm(30)
     signal.set_wakeup_fd(-1)
@@ -473,15 +459,15 @@ def become(parent: DojoKernelApp, request: ForkRequest, randomness: Any) -> Dojo
     os.close(null)
     black_box = os.path.join(os.path.dirname(parent.abs_connection_file), "output.log")
     moved = confine.enter(order["room"])
-    fork.make_private(ctypes.CDLL(None, use_errno=True))
+    fork.make_private(ready.shared)
     fork.let_go(set(), moved, {black_box})
     fork.forget_pools()
     if order["seed"] is None:
-        randomness.keep()
+        random.setstate(ready.randomness)
     else:
         fork.reseed(int(order["seed"]), cast("Any", parent.shell).user_ns)
     asyncio.set_event_loop(asyncio.new_event_loop())
-    zmq.Context._instance = None
+    zmq.Context._instance = None  # noqa: SLF001  the parent's threads serve that one
     atexit.unregister(parent.close)
     _ancestors.append(parent)
     DojoKernelApp.clear_instance()
@@ -493,6 +479,9 @@ def become(parent: DojoKernelApp, request: ForkRequest, randomness: Any) -> Dojo
     )
     app.continue_from(parent, request.context)
     confine.restrict(order["room"])
+    if order["room"]["oom_score"]:  # it ends soon, or waits: what is there now stays, uncollected and shared
+        gc.freeze()
+    gc.enable()
     signal.alarm(0)
     return app
 

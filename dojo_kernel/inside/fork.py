@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import fcntl
+import gc
 import importlib
 import mmap
 import os
@@ -19,7 +20,6 @@ import re
 import stat
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MAP_SHARED_CAP = 1 << 30
@@ -29,7 +29,8 @@ FILE_CAP = 64 << 20
 OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"})
 HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/\S*/lib[gi]?omp[^/\s]*\.so\S*")
-_SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s \S+ \S+ \d+ *(.*)$", re.MULTILINE)
+_SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s ", re.MULTILINE)
+MAP_FIXED = 0x10
 
 
 class Refused(Exception):
@@ -61,8 +62,19 @@ def foreign_threads() -> list[threading.Thread]:
     ]
 
 
-def prepare() -> dict[str, list[str]]:
-    """Make this process ready; returns what a child will lack, by kind. Raises Refused."""
+class Ready(NamedTuple):
+    """What the parent found out, for its child."""
+
+    lost: dict[str, list[str]]
+    """What a child will lack, by kind."""
+    shared: list[tuple[int, int]]
+    """Start and end of each writable mapping that other processes see."""
+    randomness: Any
+    """State of Python's generator, which a forked child would otherwise draw anew."""
+
+
+def prepare() -> Ready:
+    """Make this process ready for a fork. Raises Refused."""
     if any(target.startswith(("/dev/nvidia", "/dev/dri/", "/dev/kfd")) for target in targets().values()):
         raise Refused("a GPU is in use, and its state does not survive a fork")
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
@@ -70,17 +82,20 @@ def prepare() -> dict[str, list[str]]:
         raise Refused("CUDA is initialised, and its state does not survive a fork")
     threads = foreign_threads()
     _refuse_held_imports(threads)
-    size = sum(end - start for start, end, _ in shared_mappings())
+    with open("/proc/self/maps") as file:
+        maps = file.read()
+    shared = [(int(start, 16), int(end, 16)) for start, end in _SHARED.findall(maps)]
+    size = sum(end - start for start, end in shared)
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
-    pause_openmp()
-    return {"threads": [thread.name for thread in threads], "processes": children()}
+    pause_openmp(sorted(set(_OPENMP.findall(maps))))
+    return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate())
 
 
 def _refuse_held_imports(threads: list[threading.Thread]) -> None:
     """A module that a vanished thread is half-way through importing could never be imported again."""
     idents = {thread.ident for thread in threads}
-    locks: dict[str, Any] = getattr(importlib._bootstrap, "_module_locks", {})
+    locks: dict[str, Any] = getattr(importlib._bootstrap, "_module_locks", {})  # noqa: SLF001  the import system's own table
     for name, reference in list(locks.items()):
         lock = reference()
         if lock is not None and getattr(lock, "owner", None) in idents:
@@ -109,10 +124,33 @@ def tasks() -> list[str]:
     return found
 
 
-def pause_openmp() -> None:
+def twice() -> int:
+    """Fork, so that init adopts the kernel and reports its end. Returns its pid, 0 in the kernel. Raises Refused, OSError."""
+    reading, writing = os.pipe()
+    first = os.fork()
+    if first == 0:
+        try:
+            pid = os.fork()
+        except OSError:
+            os._exit(70)
+        if pid:
+            os.write(writing, b"%d" % pid)
+            os._exit(0)
+        gc.disable()  # a collection now would copy every page
+        os.close(reading)
+        os.close(writing)
+        return 0
+    os.close(writing)
+    os.waitpid(first, 0)
+    pid = int(os.read(reading, 20) or b"0")
+    os.close(reading)
+    if not pid:
+        raise Refused("no process is left")
+    return pid
+
+
+def pause_openmp(paths: list[str]) -> None:
     """End the worker threads of every OpenMP runtime that is loaded; each library brings its own. Raises Refused."""
-    with open("/proc/self/maps") as file:
-        paths = sorted(set(_OPENMP.findall(file.read())))
     for path in paths:
         try:
             code = ctypes.CDLL(path).omp_pause_resource_all(HARD)
@@ -120,21 +158,6 @@ def pause_openmp() -> None:
             raise Refused(f"the OpenMP runtime {os.path.basename(path)} cannot be paused: {error}") from None
         if code:
             raise Refused(f"the OpenMP runtime {os.path.basename(path)} did not pause (status {code})")
-
-
-class Randomness(NamedTuple):
-    """State of Python's generator, which a forked child would otherwise draw anew."""
-
-    python: Any
-
-    @classmethod
-    def now(cls) -> Randomness:
-        """Before the fork."""
-        return cls(random.getstate())
-
-    def keep(self) -> None:
-        """In the child: the same next numbers as in the parent."""
-        random.setstate(self.python)
 
 
 def reseed(seed: int, namespace: dict[str, Any]) -> None:
@@ -157,21 +180,14 @@ def reseed(seed: int, namespace: dict[str, Any]) -> None:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def shared_mappings() -> Iterator[tuple[int, int, str]]:
-    """Start, end and name of each writable mapping that other processes see."""
-    with open("/proc/self/maps") as file:
-        text = file.read()
-    for start, end, name in _SHARED.findall(text):
-        yield int(start, 16), int(end, 16), name
-
-
-def make_private(libc: ctypes.CDLL) -> None:
+def make_private(shared: list[tuple[int, int]]) -> None:
     """Replace shared writable memory by copies at the same place: np.memmap, shared_memory, semaphores."""
+    libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-    for start, end, _ in list(shared_mappings()):
+    for start, end in shared:
         data = ctypes.string_at(start, end - start)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
         if libc.mmap(start, end - start, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != start:
             raise OSError(ctypes.get_errno(), "mmap")
         ctypes.memmove(start, data, len(data))
@@ -190,7 +206,7 @@ def let_go(keep: set[int], moved: tuple[str, str] | None, closed: set[str]) -> N
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number, target in targets().items():
-        if number <= 2 or number in keep or number == null:  # noqa: PLR2004  the standard streams
+        if number <= 2 or number in keep or number == null:
             continue
         try:
             mode = os.fstat(number).st_mode
@@ -236,7 +252,7 @@ def forget_pools() -> None:
     for name in ("multiprocessing.resource_tracker", "joblib.externals.loky.backend.resource_tracker"):
         tracker = getattr(sys.modules.get(name), "_resource_tracker", None)
         if tracker is not None:
-            tracker._fd = tracker._pid = None
+            vars(tracker).update(_fd=None, _pid=None)
     process = sys.modules.get("multiprocessing.process")
     if process is not None:
-        process._children.clear()
+        vars(process)["_children"].clear()

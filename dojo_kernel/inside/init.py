@@ -250,6 +250,7 @@ class Init:
 
     def kill_all(self) -> None:
         """Everything in the box but us."""
+        self.end_zygote()
         if self.alone:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
@@ -283,25 +284,18 @@ class Init:
         op = order["op"]
         if op == "ping":
             say(ev="pong")
-        elif op == "spawn":
-            self.spawn(order)
-        elif op == "zygote":
-            self.zygote_order = order
-            self.start_zygote()
-        elif op == "fork":
-            self.fork(order)
+        elif op in ("spawn", "fork", "adopt"):
+            {"spawn": self.spawn, "fork": self.fork, "adopt": self.adopt}[op](order)
         elif op == "prepare":
             self.prepare(order)
             say(ev="prepared", name=order["name"])
-        elif op == "adopt":
-            self.adopt(order)
+        elif op == "zygote":
+            self.zygote_order = order
+            self.start_zygote()
         elif op in ("int", "term"):
             self.signal_group(order["name"], signal.SIGINT if op == "int" else signal.SIGTERM)
-        elif op == "kill" and "name" in order:
-            self.kill(str(order["name"]))
         elif op == "kill":
-            self.kill_all()
-            self.end_zygote()
+            self.kill(str(order["name"])) if "name" in order else self.kill_all()
         elif op == "remove":
             shutil.rmtree(str(order["path"]), ignore_errors=True)
         else:

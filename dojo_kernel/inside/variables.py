@@ -81,7 +81,7 @@ def load(namespace: dict[str, Any], path: str) -> list[str]:
     """Put what `save` kept into a namespace; returns what did not come back, a line each."""
     missing = []
     with open(path, "rb") as file:
-        modules, kept = pickle.load(file)  # noqa: S301  the box's own file, read in the box
+        modules, kept = pickle.load(file)
     for name, module in modules.items():
         try:
             namespace[name] = importlib.import_module(module)

@@ -24,7 +24,8 @@ HERE = Path(__file__).resolve().parent
 def load_app() -> Any:
     """app.py, under a name that no module of the agent's has."""
     spec = importlib.util.spec_from_file_location("dojo_kernel_app", HERE / "app.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules["dojo_kernel_app"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -36,7 +37,7 @@ def preload(names: list[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001  a package of the image, whatever it does
-            print(json.dumps({"warning": f"{name} cannot be preloaded: {type(error).__name__}: {error}"[:300]}), flush=True)
+            say(warning=f"{name} cannot be preloaded: {type(error).__name__}: {error}"[:300])
 
 
 def serve(app: Any) -> None:
@@ -46,21 +47,19 @@ def serve(app: Any) -> None:
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             order = json.loads(line)
-            reading, writing = os.pipe()
-            first = os.fork()
-            if first == 0:
-                pid = os.fork()
-                if pid:
-                    os.write(writing, b"%d" % pid)
-                    os._exit(0)  # init adopts the kernel and reports its end
-                os.close(reading)
-                os.close(writing)
+            try:
+                pid = app.fork.twice()
+            except (app.fork.Refused, OSError):
+                say(name=order["name"], pid=0)
+                continue
+            if pid == 0:
                 begin(app, order)
-            os.close(writing)
-            os.waitpid(first, 0)
-            pid = int(os.read(reading, 20) or b"0")
-            os.close(reading)
-            print(json.dumps({"name": order["name"], "pid": pid}), flush=True)
+            say(name=order["name"], pid=pid)
+
+
+def say(**answer: object) -> None:
+    """One line to init."""
+    os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 def begin(app: Any, order: dict[str, Any]) -> None:
@@ -89,7 +88,6 @@ def main() -> None:
     preload(sys.argv[1:])
     gc.disable()
     gc.freeze()  # or each child would copy every page at its first collection
-    print(json.dumps({"ready": True}), flush=True)
     serve(app)
 
 
