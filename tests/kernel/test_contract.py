@@ -107,18 +107,20 @@ async def test_the_first_output_of_a_fresh_kernel_arrives(kernel):
     assert printed(await run(kernel, "print('first')")) == "first\n"
 
 
-async def relayed(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter], path: str, late_s: float) -> None:
+async def relayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, late_s: float) -> None:
     """One connection to a unix socket that takes its time before anything goes through."""
-    await asyncio.sleep(late_s)
-    onward = await asyncio.open_unix_connection(path)
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.closing(sink), contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                sink.write(data)
+                await sink.drain()
 
-    await asyncio.gather(pump(connection[0], onward[1]), pump(onward[0], connection[1]))
+    with contextlib.closing(writer):
+        await asyncio.sleep(late_s)
+        onward_reader, onward_writer = await asyncio.open_unix_connection(path)
+        with contextlib.closing(onward_writer):
+            await asyncio.gather(pump(reader, onward_writer), pump(onward_reader, writer))
 
 
 async def test_a_subscription_that_takes_a_second_misses_no_output(box):
@@ -133,8 +135,8 @@ async def test_a_subscription_that_takes_a_second_misses_no_output(box):
         real = process.connection_info["ip"]
 
         def serve(channel: int, late_s: float):
-            def connected(*connection: object) -> None:
-                tasks.append(asyncio.create_task(relayed(connection, f"{real}-{channel}", late_s)))
+            def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                tasks.append(asyncio.create_task(relayed(reader, writer, f"{real}-{channel}", late_s)))
 
             return asyncio.start_unix_server(connected, relays / f"s-{channel}")
 
