@@ -388,12 +388,14 @@ async def test_a_frozen_box_stands_still_and_goes_on_after_the_thaw(cells):
     assert await becomes_true(lambda: size() > first)
 
 
-async def test_a_process_that_left_its_session_ends_with_the_box(cells):
+@pytest.mark.parametrize("kind", ["process", *ISOLATED])
+async def test_a_process_that_left_its_session_and_its_environment_ends_with_the_box(kind):
     mark = f"94{os.getpid()}"
-    await cells(f"import subprocess; subprocess.Popen(['sleep', '{mark}'], start_new_session=True, env={{}})")
-    assert await becomes_true(lambda: sleepers(mark))
-    folder = Path(cells.box.run_dir)
-    await cells.box.remove_box()
-    assert sleepers(mark) == []
-    assert not folder.exists()
-    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
+    async with Cells(kind) as cells:
+        await cells(f"import subprocess; subprocess.Popen(['sleep', '{mark}'], start_new_session=True, env={{}})")
+        assert await becomes_true(lambda: sleepers(mark))
+        folder = cells.box.run_dir
+        await cells.box.remove_box()
+        assert sleepers(mark) == []
+        assert not folder.exists()
+        assert str(folder) not in Path("/proc/self/mountinfo").read_text()

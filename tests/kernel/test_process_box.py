@@ -52,21 +52,6 @@ async def test_its_environment_is_a_list_and_holds_nothing_of_the_host(tmp_path,
     assert "DOJO_TEST_SECRET" not in out.read_text()
 
 
-async def test_a_daemon_in_a_session_of_its_own_dies_with_the_box(tmp_path):
-    mark = f"97{os.getpid()}"
-    code = f"import subprocess, time; subprocess.Popen(['sleep', '{mark}'], start_new_session=True); time.sleep(600)"
-    box = provisioner("process", argv=[sys.executable, "-c", code])
-    await box.start_box()
-    await box.spawn("live-0")
-    assert await becomes_true(lambda: len(sleepers(mark)) == 1)
-    folder = box.run_dir
-    await box.remove_box()
-    assert sleepers(mark) == []
-    assert not folder.exists()
-    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
-    await box.remove_box()
-
-
 async def test_an_init_that_dies_is_a_lost_box_and_the_next_start_opens_a_new_one():
     box = provisioner("process", argv=[sys.executable, "-c", "import time; time.sleep(600)"])
     await box.start_box()
