@@ -377,6 +377,7 @@ def start(argv: list[str]) -> None:
     app.config.InteractiveShell.cache_size = 0
     app.config.InteractiveShell.colors = "nocolor"
     app.config.InteractiveShell.banner1 = ""
+    app.config.InteractiveShell.enable_tip = False  # draws one of the agent's random numbers at each kernel_info
     app.initialize(argv)
     if app.poller is not None:
         app.poller.start()
@@ -462,10 +463,6 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
     fork.make_private(ready.shared)
     fork.let_go(set(), moved, {black_box})
     fork.forget_pools()
-    if order["seed"] is None:
-        random.setstate(ready.randomness)
-    else:
-        fork.reseed(int(order["seed"]), cast("Any", parent.shell).user_ns)
     asyncio.set_event_loop(asyncio.new_event_loop())
     zmq.Context._instance = None  # noqa: SLF001  the parent's threads serve that one
     atexit.unregister(parent.close)
@@ -478,6 +475,10 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         connection_file=order["connection_file"],
     )
     app.continue_from(parent, request.context)
+    if order["seed"] is None:  # last: what comes up here draws numbers, too
+        random.setstate(ready.randomness)
+    else:
+        fork.reseed(int(order["seed"]), cast("Any", parent.shell).user_ns)
     confine.restrict(order["room"])
     if order["room"]["oom_score"]:  # it ends soon, or waits: what is there now stays, uncollected and shared
         gc.freeze()

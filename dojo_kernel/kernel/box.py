@@ -45,6 +45,7 @@ PING_S = 5.0
 SILENCE_S = 60.0
 START_S = 30.0
 SPAWN_S = 30.0
+OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}")
 STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
@@ -444,11 +445,12 @@ class BoxProvisioner(KernelProvisionerBase):
     # --- kernels ---
 
     async def spawn(self, name: str, room: Callable[[int], Room] | None = None) -> BoxProcess:
-        """An empty kernel, forked from the zygote: new socket folder, new keys. Returns before it listens.
+        """An empty kernel: new socket folder, new keys. Returns before it listens.
 
         Args:
             name: Of the process; no other that runs has it.
-            room: Called with the number of its socket folder; None: the box's own workspace.
+            room: Called with the number of its socket folder; None: the box's own workspace. Only for our own kernel, which
+                the zygote forks; another kernelspec's is a program of its own.
 
         Raises:
             KernelStartError: init could not.
@@ -456,8 +458,17 @@ class BoxProvisioner(KernelProvisionerBase):
         """
         generation, info = self._new_connection()
         process = self._process(name, generation, info)
+        if tuple(self.kernel_spec.argv[:3]) != OUR_ARGV[:3]:
+            return await self._run_program(process, generation, info)
         process.room = room(generation) if room else Room(self.workspace_path)
         order = {"op": "fork", "name": name, **self._connection(generation, info), "room": asdict(process.room)}
+        process.pid = await on_boxes_thread(self._order_start(process, order))
+        return process
+
+    async def _run_program(self, process: BoxProcess, generation: int, info: dict[str, Any]) -> BoxProcess:
+        where = self._connection(generation, info)
+        order = {"op": "spawn", "name": process.name, **where, "argv": self._argv(where["connection_file"])}
+        order |= {"env": self.environment(), "cwd": self.workspace_path}
         process.pid = await on_boxes_thread(self._order_start(process, order))
         return process
 
@@ -581,7 +592,7 @@ class BoxProvisioner(KernelProvisionerBase):
     def _argv(self, connection_file: str) -> list[str]:
         """The kernelspec's command with the box's interpreter; our own application by its file: a box has no dojo_kernel."""
         argv = [part.replace("{connection_file}", connection_file) for part in self.kernel_spec.argv]
-        if argv[1:3] == ["-m", "dojo_kernel.inside.app"]:
+        if tuple(argv[:3]) == OUR_ARGV[:3]:
             argv[1:3] = [f"{self.inside_path}/app.py"]
         if Path(argv[0]).name.startswith("python"):
             argv[0] = self.python
@@ -697,11 +708,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Start `live-N`; `cmd` is the manager's view, the box has its own."""
         assert self._prepared is not None
         generation, info = self._prepared
-        live = self._process(f"live-{generation}", generation, info)
-        where = self._connection(generation, info)
-        order = {"op": "spawn", "name": live.name, **where, "argv": self._argv(where["connection_file"])}
-        order |= {"env": self.environment(), "cwd": self.workspace_path}
-        live.pid = await on_boxes_thread(self._order_start(live, order))
+        live = await self._run_program(self._process(f"live-{generation}", generation, info), generation, info)
         self._live = live
         return self.connection_info
 

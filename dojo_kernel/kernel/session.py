@@ -16,6 +16,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client.kernelspec import KernelSpec
 
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, ForkRefusedError, KernelStartError
+from dojo_kernel.kernel.box import OUR_ARGV
 from dojo_kernel.kernel.executor import Cell, Executor, reply_status
 from dojo_kernel.kernel.workspace import Workspace
 from dojo_kernel.records import Death, Enforcement, Error, Execution
@@ -39,7 +40,6 @@ VARIABLES_MB = 256
 """Of a checkpoint that memory pressure has turned into a file."""
 VARIABLES_S = 60.0
 ScratchState = Literal["live", "fresh"]
-ARGV = ["python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}"]
 
 
 class Kernel(Protocol):
@@ -126,7 +126,7 @@ class KernelSession:
     def __init__(self, provisioner: BoxProvisioner, settings: KernelSettings, *, parent: KernelSession | None = None) -> None:
         self._box = provisioner
         self._settings = settings
-        self._share: _Share = parent._share if parent is not None else _Share()
+        self._share: _Share = parent._share if parent is not None else _Share()  # noqa: SLF001  the same class
         self._live: Executor | None = None
         self._room: Room | None = None
         self._checkpoints: dict[str, _Checkpoint] = {}
@@ -456,7 +456,7 @@ class KernelSession:
     # --- checkpoints and branches ---
 
     async def checkpoint(self, label: str) -> Snapshot:
-        """Keep variables and files as they are, in a process that waits. Raises ForkRefusedError, BoxLostError, KernelStartError."""
+        """Keep variables and files, in a process that waits. Raises ForkRefusedError, BoxLostError, KernelStartError."""
         async with self._lock:
             live = await self._ready()
             started = time.monotonic()
@@ -556,8 +556,8 @@ class KernelSession:
                     child = await self._fork(live, "live", lambda n: self._box.branch_room(self.workspace_path, n), seed)
                     sibling = KernelSession(self._box, self._settings, parent=self)
                     self._share.sessions += 1
-                    sibling._live, sibling._room = child, child.process.room  # noqa: SLF001  its maker
-                    sibling._news = tuple(f"Not in this branch: {line}." for line in child.lost or ())  # noqa: SLF001
+                    sibling._live, sibling._room = child, child.process.room
+                    sibling._news = tuple(f"Not in this branch: {line}." for line in child.lost or ())
                     made.append(sibling)
             except BaseException:
                 for sibling in made:
@@ -703,7 +703,7 @@ async def open_kernel(
     box = await _choose(settings, trusted=trusted, warn=warn)
     provisioner = _provisioner(box)(
         kernel_id=episode,
-        kernel_spec=KernelSpec(argv=ARGV, display_name=f"dojo ({box})", language="python", interrupt_mode="message"),
+        kernel_spec=KernelSpec(argv=list(OUR_ARGV), display_name=f"dojo ({box})", language="python", interrupt_mode="message"),
         limits=settings.limits,
         data_dir=data_dir,
         image=settings.image,

@@ -44,25 +44,18 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 import zmq
-from boxes import EPISODE, alive, becomes_true, opened, printed, provisioner
+from boxes import BOXES, EPISODE, alive, becomes_true, opened, printed, provisioner
 
 from dojo_kernel.errors import BoxLostError
-from dojo_kernel.kernel.box import CHANNELS, BoxProvisioner, on_boxes_thread
+from dojo_kernel.kernel.box import CHANNELS, OUR_ARGV, BoxProvisioner, on_boxes_thread
 from dojo_kernel.kernel.docker import engine
 from dojo_kernel.kernel.executor import Executor
-from dojo_kernel.kernel.session import ARGV
 from dojo_kernel.records import Death, Display, Error, Execution, Result, Stream
 
 if TYPE_CHECKING:
     from dojo_kernel.kernel import KernelSession
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-BOXES = [  # the isolated boxes are the slow half, so that people run the rest; `make test` runs all three
-    "process",
-    pytest.param("sandbox", marks=[pytest.mark.sandbox, pytest.mark.slow]),
-    pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow]),
-]
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
@@ -126,7 +119,7 @@ async def relayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pa
 
 async def test_a_subscription_that_takes_a_second_misses_no_output(box):
     """The other channels are up at once; a client that does not wait for iopub's welcome runs its first cell unheard."""
-    home = provisioner(box, argv=ARGV)
+    home = provisioner(box, argv=list(OUR_ARGV))
     await home.start_box()
     relays = Path(tempfile.mkdtemp(prefix="dk-relay", dir="/tmp"))
     tasks: list[asyncio.Task[None]] = []
