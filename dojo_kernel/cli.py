@@ -153,12 +153,7 @@ def _number(value: float | None, decimals: int) -> str:
 def _place(grade: Grade | None) -> str:
     if grade is None or not grade.standings:
         return "-"
-    return ", ".join(
-        f"{one.position}/{one.teams} on the {one.board} board"
-        if one.position <= one.teams
-        else f"below all {one.teams} of the {one.board} board"
-        for one in grade.standings
-    )
+    return ", ".join(map(str, grade.standings))
 
 
 @app.command(

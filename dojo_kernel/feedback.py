@@ -146,10 +146,7 @@ def _grade(parts: Parts) -> str:
         return f"[submission] not scored: {grade.problem}"
     better = "higher" if parts.before.better == "higher" else "lower"
     lines = [f"[submission] score {grade.score:.{parts.decimals}f} ({parts.metric}, {better} is better; {grade.rows} rows)"]
-    lines += [
-        f"[submission] place {one.position} of {one.teams} on the {one.board} board (human rank {one.human_rank:.3f})"
-        for one in grade.standings
-    ]
+    lines += [f"[submission] place: {one}; human rank {one.human_rank:.3f}" for one in grade.standings]
     if parts.before.better_than_best(grade):
         lines.append("[submission] this is your best so far")
     return "\n".join(lines)
