@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -18,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dojo_kernel import __version__
-from dojo_kernel.errors import ConfigError, UserFault
+from dojo_kernel.errors import ConfigError, JournalError, UserFault
 from dojo_kernel.run import Watcher
-from dojo_kernel.settings import AgentSettings, Experiment, read_experiment, state_root
+from dojo_kernel.settings import AgentSettings, Experiment, in_words, read_experiment, state_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,7 @@ def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-@app.command("list", epilog="Example: dojo list --json")
+@app.command("list", short_help="List the competitions and which are prepared.", epilog="Example: dojo list --json")
 def list_(*, as_json: Json = False) -> None:
     """List the competitions that come with this package, and which of them are prepared on this machine."""
     from dojo_kernel.competition.spec import catalogue  # noqa: PLC0415 - pandas only when it is needed
@@ -59,11 +60,16 @@ def list_(*, as_json: Json = False) -> None:
     if as_json:
         _print_json([_about(spec) for spec in specs])
         return
-    table = Table("competition", "title", "domain", "metric", "prepared", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("competition", no_wrap=True)
+    for name in ("title", "domain", "metric", "prepared"):
+        table.add_column(name)
     for spec in specs:
-        ready = "yes" if spec.is_prepared() else f"no: dojo prepare {spec.slug}"
+        ready = "yes" if spec.is_prepared() else "no"
         table.add_row(spec.slug, spec.title, spec.domain, f"{spec.metric} ({spec.better})", ready)
     show.print(table)
+    if missing := [spec.slug for spec in specs if not spec.is_prepared()]:
+        show.print(f"\nprepare one: dojo prepare {missing[0]}; or all of them: dojo prepare --all", markup=False)
 
 
 def _about(spec: Competition) -> dict[str, Any]:
@@ -78,7 +84,10 @@ def _about(spec: Competition) -> dict[str, Any]:
     }
 
 
-@app.command(epilog="Examples: dojo prepare digits wine | dojo prepare --all | dojo prepare ./my-competition --force")
+@app.command(
+    short_help="Write a competition's files and look for leaks.",
+    epilog="Examples: dojo prepare digits wine | dojo prepare --all | dojo prepare ./mine",
+)
 def prepare(
     competitions: Annotated[list[str] | None, typer.Argument(help="Names from `dojo list`, or folders of your own.")] = None,
     *,
@@ -124,7 +133,8 @@ class _Progress(Watcher):
             markup=False,
         )
         if not self._many:
-            say.print(f"{'step':>7}  {'action':<14} {'seconds':>8}  {'score':>10}  {'best':>10}  standing", style="dim")
+            place = "place among programs" if spec.board.kind == "reference" else "place"
+            say.print(f"{'step':>7}  {'action':<14} {'seconds':>8}  {'score':>10}  {'best':>10}  {place}", style="dim")
 
     def stepped(self, task: Task, episode: Episode, step: Step) -> None:
         if self._quiet:
@@ -134,7 +144,7 @@ class _Progress(Watcher):
         scores = f"{_number(seen.score, decimals):>10}  {_number(seen.best_score, decimals):>10}"
         prefix = f"{task.name} " if self._many else ""
         outcome = "" if seen.ok else "  (failed)"
-        line = f"{prefix}{count}  {step.action.name:<14} {step.seconds:>8.1f}  {scores}  {_place(episode.state.best)}{outcome}"
+        line = f"{prefix}{count}  {step.action.name:<14} {step.seconds:>8.1f}  {scores}  {_short(episode.state.best)}{outcome}"
         say.print(line, markup=False)
 
     def ended(self, task: Task, played: Played) -> None:
@@ -150,6 +160,14 @@ def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
+def _short(grade: Grade | None) -> str:
+    if grade is None or not grade.standings:
+        return "-"
+    return ", ".join(
+        f"{one.position}/{one.teams}" if one.position <= one.teams else f"below {one.teams}" for one in grade.standings
+    )
+
+
 def _place(grade: Grade | None) -> str:
     if grade is None or not grade.standings:
         return "-"
@@ -158,6 +176,7 @@ def _place(grade: Grade | None) -> str:
 
 @app.command(
     "run",
+    short_help="Let an agent play and show every step.",
     epilog="Examples: dojo run digits | dojo run digits wine --seeds 0,1 --max-steps 12 | dojo run run.toml --resume",
 )
 def run_(  # noqa: PLR0913 - a command line
@@ -229,8 +248,7 @@ def _experiment(what: Sequence[str], agent: str | None, seeds: str | None, name:
     try:
         return Experiment.model_validate({**base, **top, "episode": {**base.get("episode", {}), **episode}, "kernel": kernel})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}; see: dojo run --help") from error
+        raise ConfigError(f"{in_words(error, Experiment)}; see: dojo run --help") from error
 
 
 def _summary(played: Played) -> None:
@@ -248,7 +266,10 @@ def _summary(played: Played) -> None:
     show.print(f"  notebook: {played.notebook}", markup=False)
 
 
-@app.command(epilog="Examples: dojo notebook runs/first/digits-scripted-0 | dojo notebook journal.jsonl --out attempt.ipynb")
+@app.command(
+    short_help="Write an episode's notebook from its journal.",
+    epilog="Examples: dojo notebook runs/first/digits-scripted-0 | dojo notebook journal.jsonl --out attempt.ipynb",
+)
 def notebook(
     path: Annotated[Path, typer.Argument(help="An episode's folder, or its journal.jsonl.")],
     *,
@@ -261,11 +282,19 @@ def notebook(
 
     _must_exist(path)
     target = out or (path if path.is_dir() else path.parent) / "notebook.ipynb"
-    write_notebook(read_journal(path), target)
+    try:
+        write_notebook(read_journal(path), target)
+    except JournalError as error:  # the user named the file
+        raise ConfigError(f"{error}; {_RESTORE}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}; choose another place: --out FILE") from error
     if as_json:
         _print_json({"notebook": str(target)})
     else:
         show.print(str(target), markup=False)
+
+
+_RESTORE = "bring it back from a copy, or play it anew: dojo run --help"
 
 
 def _must_exist(path: Path) -> None:
@@ -274,7 +303,10 @@ def _must_exist(path: Path) -> None:
         raise ConfigError(f"no journal at {journal}; play an episode first: dojo run digits")
 
 
-@app.command(epilog="Examples: dojo replay runs/first/digits-scripted-0 | dojo replay attempt.ipynb --box process")
+@app.command(
+    short_help="Play an episode again and compare.",
+    epilog="Examples: dojo replay runs/first/digits-scripted-0 | dojo replay attempt.ipynb --box process",
+)
 def replay(
     path: Annotated[Path, typer.Argument(help="An episode's folder, its journal.jsonl, or a notebook made by dojo.")],
     *,
@@ -286,7 +318,10 @@ def replay(
     from dojo_kernel.replay import replay as replay_one  # noqa: PLC0415 - as above
 
     _must_exist(path)
-    report = asyncio.run(replay_one(path, box=box))
+    try:
+        report = asyncio.run(replay_one(path, box=box))
+    except JournalError as error:  # a replay writes no journal: it is the file that the user named
+        raise ConfigError(f"{error}; {_RESTORE}") from error
     if as_json:
         _print_json(report.model_dump(mode="json"))
     else:
@@ -296,7 +331,7 @@ def replay(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: dojo doctor --json")
+@app.command(short_help="Say which boxes run here and what holds each limit.", epilog="Example: dojo doctor --json")
 def doctor(*, as_json: Json = False) -> None:
     """Say which boxes this machine can run, what enforces each limit, and the command that mends what is missing."""
     from dojo_kernel.kernel.doctor import examine  # noqa: PLC0415 - docker only when it is needed
@@ -333,18 +368,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given = None if arguments is None else list(arguments)
         return int(command.main(args=given, prog_name="dojo", standalone_mode=False) or 0)
     except typer.Exit as end:
         return end.exit_code
     except UserFault as fault:
-        say.print(f"dojo: {_with_command(fault)}", markup=False)
+        say.print(f"dojo: {_with_command(fault, given)}", markup=False)
         return 2
     except typer.Abort:
         return 130
     except Exception as error:  # noqa: BLE001 - the last line of defence: a log for us, one line for the user
-        return _usage(error) or _crash(error)
+        return _usage(error) or _crash(error, given)
 
 
 def _usage(error: Exception) -> int:
@@ -358,9 +393,9 @@ def _usage(error: Exception) -> int:
     return 2
 
 
-def _crash(error: Exception) -> int:
+def _crash(error: Exception, given: Sequence[str]) -> int:
     if isinstance(error, BaseExceptionGroup) and (faults := error.subgroup(UserFault)) is not None:
-        say.print(f"dojo: {_with_command(faults.exceptions[0])}", markup=False)
+        say.print(f"dojo: {_with_command(faults.exceptions[0], given)}", markup=False)
         return 2
     folder = state_root() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -370,11 +405,16 @@ def _crash(error: Exception) -> int:
     return 1
 
 
-def _with_command(fault: BaseException) -> str:
+def _with_command(fault: BaseException, given: Sequence[str]) -> str:
+    """The line, with the next command if it names none: after a file has been mended that is the same one again."""
     line = _one_line(fault)
-    if re.search(r"\bdojo [a-z]|; run: |--", line):
+    if re.search(r"\bdojo [a-z]|; run: |--[a-z]", line):
         return line
-    return f"{line} See: {'dojo list' if line.startswith('no competition') else 'dojo --help'}"
+    if line.startswith("no competition"):
+        return f"{line}; see: dojo list"
+    if ".toml" in line:
+        return f"{line}; mend it, then: {shlex.join(['dojo', *given])}"
+    return f"{line}; see: {' '.join(['dojo', *given[:1]])} --help"
 
 
 def _one_line(error: BaseException) -> str:

@@ -431,7 +431,6 @@ def _known(settings: EpisodeSettings) -> None:
 
 
 async def _begin(table: _Table) -> Episode:
-    table.folder.mkdir(parents=True, exist_ok=True)
     name = f"{table.competition.slug}-{uuid.uuid4().hex[:8]}"
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal.create(table.folder)

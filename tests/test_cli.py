@@ -123,6 +123,14 @@ def test_the_list_for_people_says_how_to_prepare(home: Path, capfd: pytest.Captu
         (["run", "absent.toml"], "absent.toml"),
         (["run", "bad.toml"], "bad.toml: competitions"),
         (["run", "torn.toml"], "not TOML"),
+        (["run", "odd.toml"], "odd.toml: episode.max_step: there is no such key; did you mean max_steps"),
+        (["run", "odd.toml"], "mend it, then: dojo run odd.toml"),
+        (["prepare", "./odd"], "metrik: there is no such key; did you mean metric?"),
+        (["prepare", "./even"], "prepare.surce: recipe 'split_table' has no such key; did you mean source?"),
+        (["run", "wine", "wine"], "named twice"),
+        (["run", "wine", "--agent", "json:JSONDecoder", "--box", "process"], "it has no name, trusted, act"),
+        (["run", "wine", "--out", "odd.toml", "--box", "process"], "--out FOLDER"),
+        (["replay", "odd.toml"], "line 1 is no line of a journal"),
         (["replay", "nowhere"], "dojo run"),
         (["notebook", "nowhere"], "dojo run"),
         (["dance"], "dojo --help"),
@@ -133,11 +141,16 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
 ) -> None:
     (home / "bad.toml").write_text('competitions = []\nname = "x"\n')
     (home / "torn.toml").write_text("competitions = [\n")
+    (home / "odd.toml").write_text('competitions = ["wine"]\n[episode]\nmax_step = 3\n')
+    spec = 'title = "x"\nmetric = "rmse"\n[submission]\nid = "id"\ncolumns = { y = "float" }\n[prepare]\nrecipe = "split_table"\n'
+    for name, text in (("odd", 'metrik = "rmse"\n' + spec), ("even", spec + 'surce = "a.csv"\n')):
+        (home / name).mkdir()
+        (home / name / "competition.toml").write_text(text)
     status, out, err = call(capfd, *arguments)
     assert (status, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert err.startswith("dojo: ")
-    assert hint in err
+    line = err.splitlines()[-1]  # before it may stand how far it came
+    assert line.startswith("dojo: ")
+    assert hint in line
     assert not (home / "state" / "logs").exists()
 
 
@@ -181,19 +194,24 @@ def test_a_changed_notebook_diverges_and_a_changed_journal_is_refused(home: Path
     assert "diverged" in out
     journal = folder / "journal.jsonl"
     journal.write_text(journal.read_text().replace("6 * 7", "6 * 8"))
-    status, out, err = call(capfd, "replay", str(folder), "--box", "process")
-    assert (status, out) == (1, "")
-    assert len(err.splitlines()) == 1
-    assert "JournalError" in err
-    assert str(journal) in err
+    for command in (["replay", str(folder), "--box", "process"], ["notebook", str(folder)]):
+        status, out, err = call(capfd, *command)
+        assert (status, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert f"{journal}, line 2 does not verify" in err
+    status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "one", "--resume")
+    assert (status, out) == (2, "")
+    assert f"{folder.relative_to(home) / 'journal.jsonl'}, line 2 does not verify" in err
+    assert "--resume" in err.splitlines()[-1]
 
 
 def test_progress_is_shown_step_by_step(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "seen")
     assert status == 0
-    assert re.search(r"1/20 +execute_code +\d+\.\d +\d\.\d+ +\d\.\d+ +\d+/\d+ on the reference board", err)
+    assert re.search(r"1/20 +execute_code +\d+\.\d +\d\.\d+ +\d\.\d+ +\d+/\d+", err)
+    assert "place among programs" in err
     assert re.search(r"2/20 +execute_code", err)
-    assert "final score" in out
+    assert re.search(r"final score: .* on the reference board \(programs, not people\)", out)
     assert str(Path("runs/seen/wine-two_agents-Two-0/notebook.ipynb")) in out
 
 
