@@ -69,7 +69,7 @@ def list_(*, as_json: Json = False) -> None:
         table.add_row(spec.slug, spec.title, spec.domain, f"{spec.metric} ({spec.better})", ready)
     show.print(table)
     if missing := [spec.slug for spec in specs if not spec.is_prepared()]:
-        show.print(f"\nprepare one: dojo prepare {missing[0]}; or all of them: dojo prepare --all", markup=False)
+        show.print(f"\nprepare one: dojo prepare {missing[-1]}; or all of them: dojo prepare --all", markup=False)
 
 
 def _about(spec: Competition) -> dict[str, Any]:

@@ -105,7 +105,21 @@ def test_a_program_reads_list_prepare_version(home: Path, capfd: pytest.CaptureF
 def test_the_list_for_people_says_how_to_prepare(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capfd, "list")
     assert status == 0
-    assert "dojo prepare digits" in out
+    assert "dojo prepare --all" in out
+
+
+def test_a_name_in_the_list_is_never_cut_however_narrow_the_terminal(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import rich.console, dojo_kernel.cli as c; c.show = rich.console.Console(width=50); c.main(['list'])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "character-scripts " in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -198,10 +212,10 @@ def test_a_changed_notebook_diverges_and_a_changed_journal_is_refused(home: Path
         status, out, err = call(capfd, *command)
         assert (status, out) == (2, "")
         assert len(err.splitlines()) == 1
-        assert f"{journal}, line 2 does not verify" in err
+        assert re.search(rf"{journal}, line \d+ does not verify", err)
     status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "one", "--resume")
     assert (status, out) == (2, "")
-    assert f"{folder.relative_to(home) / 'journal.jsonl'}, line 2 does not verify" in err
+    assert re.search(rf"{folder.relative_to(home) / 'journal.jsonl'}, line \d+ does not verify", err)
     assert "--resume" in err.splitlines()[-1]
 
 

@@ -103,8 +103,8 @@ def _run_recipe(competition: Competition, job: Job) -> None:
     loose = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
     if not loose and (unknown := sorted(set(parameters) - set(named))):
         raise ConfigError(
-            f"{competition.folder}/competition.toml: prepare.{unknown[0]}: recipe {competition.prepare.recipe!r} has no such key; "
-            f"{meant(unknown[0], [*named, 'accept'])}"
+            f"{competition.folder}/competition.toml: prepare.{unknown[0]}: recipe {competition.prepare.recipe!r} has no such key"
+            f"; {meant(unknown[0], [*named, 'accept'])}"
         )
     try:
         signature.bind(job, **parameters)
