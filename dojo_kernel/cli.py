@@ -20,7 +20,7 @@ from rich.table import Table
 
 from dojo_kernel import __version__
 from dojo_kernel.errors import ConfigError, JournalError, UserFault
-from dojo_kernel.run import Watcher
+from dojo_kernel.run import Watcher, load_plugins
 from dojo_kernel.settings import AgentSettings, Experiment, in_words, read_experiment, state_root
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ say = Console(stderr=True, highlight=False, soft_wrap=True)
 show = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Plugins = Annotated[
+    list[str] | None, typer.Option(metavar="MODULE", help="Import it first: it registers actions that were played.")
+]
 BoxName = Literal["auto", "docker", "sandbox", "process"]
 
 
@@ -150,7 +153,7 @@ class _Progress(Watcher):
     def ended(self, task: Task, played: Played) -> None:
         if self._quiet:
             return
-        if played.status == "failed":
+        if played.status == "failed" and self._many:
             say.print(f"{task.name}: failed: {played.problem}", style="red", markup=False)
         elif played.status == "skipped":
             say.print(f"{task.name}: finished before, skipped", markup=False)
@@ -213,6 +216,8 @@ def run_(  # noqa: PLR0913 - a command line
         for one in results:
             _summary(one)
     if any(one.status == "failed" for one in results):
+        if not as_json:
+            say.print(f"what failed can be tried again; add: --name {experiment.name} --resume", markup=False)
         raise typer.Exit(1)
 
 
@@ -274,6 +279,7 @@ def notebook(
     path: Annotated[Path, typer.Argument(help="An episode's folder, or its journal.jsonl.")],
     *,
     out: Annotated[Path | None, typer.Option(help="Where to write it; beside the journal by default.")] = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Write the notebook of an episode from its journal; it opens and runs in any Jupyter."""
@@ -281,11 +287,12 @@ def notebook(
     from dojo_kernel.journal.notebook import write_notebook  # noqa: PLC0415 - as above
 
     _must_exist(path)
+    load_plugins(plugin or [])
     target = out or (path if path.is_dir() else path.parent) / "notebook.ipynb"
     try:
         write_notebook(read_journal(path), target)
-    except JournalError as error:  # the user named the file
-        raise ConfigError(f"{error}; {_RESTORE}") from error
+    except JournalError as error:
+        raise _unreadable(error) from error
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}; choose another place: --out FILE") from error
     if as_json:
@@ -294,7 +301,11 @@ def notebook(
         show.print(str(target), markup=False)
 
 
-_RESTORE = "bring it back from a copy, or play it anew: dojo run --help"
+def _unreadable(error: JournalError) -> ConfigError:
+    """The user named the file, so it is the user who can do something about it."""
+    if "no action is called" in str(error):
+        return ConfigError(f"{error}; add the module that registers it: --plugin MODULE")
+    return ConfigError(f"{error}; bring it back from a copy, or play it anew: dojo run --help")
 
 
 def _must_exist(path: Path) -> None:
@@ -311,6 +322,7 @@ def replay(
     path: Annotated[Path, typer.Argument(help="An episode's folder, its journal.jsonl, or a notebook made by dojo.")],
     *,
     box: Annotated[BoxName | None, typer.Option(help="Another kind of box than the recorded one.")] = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Play an episode again in a fresh box and compare outputs and scores; exit status 1 when they diverge."""
@@ -318,10 +330,11 @@ def replay(
     from dojo_kernel.replay import replay as replay_one  # noqa: PLC0415 - as above
 
     _must_exist(path)
+    load_plugins(plugin or [])
     try:
         report = asyncio.run(replay_one(path, box=box))
     except JournalError as error:  # a replay writes no journal: it is the file that the user named
-        raise ConfigError(f"{error}; {_RESTORE}") from error
+        raise _unreadable(error) from error
     if as_json:
         _print_json(report.model_dump(mode="json"))
     else:

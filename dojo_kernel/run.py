@@ -21,11 +21,11 @@ from dojo_kernel.errors import ConfigError, JournalError, MachineFault, PluginEr
 from dojo_kernel.feedback import FEEDBACK
 from dojo_kernel.journal.log import read_journal
 from dojo_kernel.kernel import open_kernel
-from dojo_kernel.records import Closed, Grade, Record, State, Step, Turn
+from dojo_kernel.records import Closed, Grade, Record, State, Step, Stepped, Turn
 from dojo_kernel.settings import AgentSettings, EpisodeSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from dojo_kernel.agents.agent import Agent
@@ -120,11 +120,7 @@ async def run(
     Raises:
         UserFault: before anything is started, for what would fail in every episode.
     """
-    for module in experiment.plugins:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"cannot import the plugin {module!r}: {error}") from error
+    load_plugins(experiment.plugins)
     tasks = list(_tasks(experiment))
     base = out / experiment.name
     try:
@@ -151,6 +147,15 @@ async def run(
     if len(table.refused) == len(tasks):
         raise table.refused[0]
     return [job.result() for job in jobs]
+
+
+def load_plugins(modules: Iterable[str]) -> None:
+    """Import the modules that register actions, rewards, feedback or agents. Raises ConfigError."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"cannot import the plugin {module!r}: {error}; is its folder on PYTHONPATH?") from error
 
 
 def _tasks(experiment: Experiment) -> list[Task]:
@@ -314,6 +319,13 @@ def _explain(folder: Path, fault: Exception) -> None:
         (folder / "error.txt").write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
 
 
+def _steps(folder: Path) -> int:
+    """How many steps its journal holds."""
+    with contextlib.suppress(JournalError):
+        return sum(isinstance(event, Stepped) for event in read_journal(folder))
+    return 0
+
+
 def _failed(task: Task, folder: Path, fault: Exception) -> Played:
     return Played(
         name=task.name,
@@ -322,6 +334,7 @@ def _failed(task: Task, folder: Path, fault: Exception) -> Played:
         seed=task.seed,
         status="failed",
         reason="error",
+        steps=_steps(folder),
         folder=str(folder),
         problem=f"{type(fault).__name__}: {fault}",
     )

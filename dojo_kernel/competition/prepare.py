@@ -60,7 +60,10 @@ def prepare(competition: Competition, *, force: bool = False, progress: Progress
                 return folder
             _make(competition, say)
     except OSError as error:
-        raise ConfigError(f"cannot prepare {competition.slug}: {error.filename or folder}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot prepare {competition.slug}: {error.filename or folder}: {error.strerror}; "
+            f"to keep data elsewhere: DOJO_DATA=FOLDER dojo prepare {competition.slug}"
+        ) from error
     say(f"{competition.slug} is prepared in {folder}")
     return folder
 

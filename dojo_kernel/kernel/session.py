@@ -374,7 +374,8 @@ def syntax_error(code: str) -> Error | None:
     """What is wrong with a cell's syntax, IPython's own included; None also when it is too large or too deep to say here."""
     if len(code) > SYNTAX_CHARS or re.search(r"[^\x00-\x7f]{500}", code):  # normalising a name of marks alone is quadratic
         return None
-    manager, deadline = TransformerManager(), time.monotonic() + SYNTAX_SECONDS  # type: ignore[no-untyped-call]
+    deadline = time.monotonic() + SYNTAX_SECONDS
+    manager = TransformerManager()  # type: ignore[no-untyped-call]
     rewrite = manager.do_one_token_transform
 
     def rewrite_in_time(lines: list[str]) -> tuple[bool, list[str]]:
@@ -383,9 +384,9 @@ def syntax_error(code: str) -> Error | None:
         changed: tuple[bool, list[str]] = rewrite(lines)  # type: ignore[no-untyped-call]
         return changed
 
-    manager.do_one_token_transform = rewrite_in_time
+    manager.do_one_token_transform = rewrite_in_time  # type: ignore[method-assign]
     try:
-        python = manager.transform_cell(code)  # type: ignore[no-untyped-call]
+        python = manager.transform_cell(code)
         compile(python, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError as error:
         line = f", line {error.lineno}" if error.lineno else ""
