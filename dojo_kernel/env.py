@@ -166,7 +166,7 @@ class _Loop:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except BaseException:
+        except BaseException:  # an interrupt of the caller, or the work's own: nothing goes on unseen
             future.cancel()
             raise
 

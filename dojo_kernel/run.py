@@ -123,10 +123,6 @@ async def run(
     load_plugins(experiment.plugins)
     tasks = list(_tasks(experiment))
     base = out / experiment.name
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write in {base}: {error.strerror}; choose another folder: --out FOLDER") from error
     for task in tasks:
         find(task.competition).require_prepared()
         find_agent(task.agent.kind)
@@ -135,6 +131,10 @@ async def run(
         FEEDBACK[provider]
     if not resume and (taken := [task.name for task in tasks if (base / task.name).exists()]):
         raise ConfigError(f"{base / taken[0]} exists; go on with it by --resume, or give another --name or --out")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write in {base}: {error.strerror}; choose another folder: --out FOLDER") from error
     gate = asyncio.Semaphore(experiment.parallel)
     table = _Room(experiment, base, resume, watcher or Watcher(), start_kernel)
 

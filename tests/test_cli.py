@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from dojo_kernel import __version__, cli
-from dojo_kernel.competition.prepare import prepare
-from dojo_kernel.competition.spec import find
 from dojo_kernel.settings import Experiment
 
 ALL = ("list", "prepare", "run", "notebook", "replay", "doctor", "version")
@@ -39,15 +37,6 @@ class Slow(Two):
     def __init__(self):
         self.cells = ["print('one')", "import time; time.sleep(600)"]
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOJO_DATA", str(root))
-        prepare(find("wine"))
-    return root
 
 
 @pytest.fixture
@@ -309,3 +298,67 @@ def test_resume_goes_on_with_the_run_touched_last_whatever_its_name(tmp_path: Pa
     assert cli._run_name(tmp_path, resume=True) == "mmm"
     assert re.fullmatch(r"\d{8}-\d{6}", cli._run_name(tmp_path, resume=False))
     assert re.fullmatch(r"\d{8}-\d{6}", cli._run_name(tmp_path / "absent", resume=True))
+
+
+# --- an action of a plugin -------------------------------------------------------------------------------------------
+
+WAVE = """
+from dojo_kernel.actions import ACTIONS, Action
+from dojo_kernel.episode import HANDLERS, Outcome
+from dojo_kernel.records import Turn
+
+@ACTIONS.register("wave")
+class Wave(Action):
+    \"\"\"Greet.\"\"\"
+    name = "wave"
+
+@HANDLERS.register("wave")
+async def wave(episode, action):
+    return Outcome("hello")
+
+class Waver:
+    name = "waver"
+    trusted = False
+    def __init__(self):
+        self.left = [Wave()]
+    async def act(self, observation):
+        return Turn(action=self.left.pop() if self.left else None)
+"""
+
+
+def test_a_journal_with_an_action_of_a_plugin_says_how_to_replay_it(home: Path) -> None:
+    (home / "waving.py").write_text(WAVE)
+    (home / "run.toml").write_text(
+        'name = "w"\ncompetitions = ["wine"]\nplugins = ["waving"]\n[[agents]]\nkind = "waving:Waver"\n[kernel]\nbox = "process"\n'
+    )
+
+    def dojo(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dojo_kernel", *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    played = dojo("run", "run.toml")
+    assert played.returncode == 0, played.stderr
+    folder = "runs/w/wine-waving-Waver-0"
+    for command in (["replay", folder, "--box", "process"], ["notebook", folder]):
+        refused = dojo(*command)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert "no action is called 'wave'" in refused.stderr
+        assert "--plugin MODULE" in refused.stderr
+        known = dojo(*command, "--plugin", "waving")
+        assert known.returncode == 0, known.stderr
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_can_go_on(home: Path) -> None:
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); from dojo_kernel.cli import main; main(sys.argv[1:])"
+    words = ["run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "full"]
+    full = subprocess.run([sys.executable, "-c", limit, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert "File too large" in full.stdout
+    assert "add: --name full --resume" in full.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "dojo_kernel", *words, "--resume"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "final score" in again.stdout

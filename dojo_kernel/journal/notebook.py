@@ -57,7 +57,7 @@ IMAGES: Final = 20
 MAGIC: Final[Mapping[str, bytes]] = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 
 _OUTPUTS: Final[TypeAdapter[tuple[Stream | Display | Result | Error, ...]]] = TypeAdapter(tuple[Output, ...])
-_ESCAPE: Final = re.compile(
+ESCAPE: Final = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]{0,10000}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, APC: titles, links
     r"|\x9b[0-?]*[ -/]*[@-~]"
@@ -407,7 +407,7 @@ def _grade(grade: Grade, what: str = "Score") -> str:
 def plain(text: str) -> str:
     """Text for people's eyes: no escape sequence, no control character but newline and tab; what is invisible is spelled out."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
-    return _INVISIBLE.sub(_escaped, _CONTROL.sub("", _ESCAPE.sub("", text)))
+    return _INVISIBLE.sub(_escaped, _CONTROL.sub("", ESCAPE.sub("", text)))
 
 
 def _escaped(found: re.Match[str]) -> str:
