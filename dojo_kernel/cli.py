@@ -258,15 +258,16 @@ def _experiment(what: Sequence[str], agent: str | None, seeds: str | None, name:
 
 def _summary(played: Played) -> None:
     if played.status == "failed":
-        show.print(f"{played.name}: failed after {played.steps} steps: {played.problem}", markup=False)
+        show.print(f"{played.name}: failed at step {played.steps + 1}: {played.problem}", markup=False)
         show.print(f"  folder: {played.folder}", markup=False)
         return
     show.print(f"{played.name}: {played.steps} steps in {played.seconds:.1f} s, ended by: {played.reason}", markup=False)
-    for label, grade in (("best on feedback rows", played.best), ("final score", played.final)):
+    for label, grade in (("best score", played.best), ("final score", played.final)):
         if grade is None or grade.score is None:
             show.print(f"  {label}: none", markup=False)
         else:
-            rank = "" if grade.human_rank is None else f", human rank {grade.human_rank:.3f}"
+            people = any(not one.board.startswith("reference") for one in grade.standings)
+            rank = f", human rank {grade.human_rank:.3f}" if people and grade.human_rank is not None else ""
             show.print(f"  {label}: {grade.score} ({grade.rows} rows), {_place(grade)}{rank}", markup=False)
     show.print(f"  notebook: {played.notebook}", markup=False)
 
