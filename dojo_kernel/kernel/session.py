@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 EXIT_S = 5.0
 """From a kill to the exit event; then the box is removed."""
 SYNTAX_CHARS = 50_000
-"""Longest cell whose syntax is read on the host: compiling holds the interpreter, up to 0.5 s for what is worst."""
+"""Longer cells are not parsed on the host, where the worst of this length holds the interpreter for 0.4 s: the scratch kernel
+finds their mistakes."""
 SYNTAX_SECONDS = 1.0
-"""After which IPython's rewriting, which reads a cell once more for each `!` and `%`, is left to the scratch kernel."""
-"""Longer cells are not parsed on the host: the scratch kernel finds their mistakes."""
+"""After which IPython's rewriting, which reads a cell once more for each `!` and `%`, is left to the scratch kernel too."""
 MEMORY_WARNING = 0.85
 ARGV = ["python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}"]
 
