@@ -30,6 +30,7 @@ from dojo_kernel.records import (
     Closed,
     Display,
     Error,
+    Event,
     Execution,
     Grade,
     Interrupted,
@@ -81,13 +82,13 @@ if not os.path.isdir("data"):
 """
 
 
-def write_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], path: Path) -> None:
+def write_notebook(events: Sequence[Event], path: Path) -> None:
     """Write the notebook at `path`, whole or not at all. Raises JournalError without an Opened event, OSError."""
     text: str = _V4.writes(to_notebook(events), ensure_ascii=True)
     write_atomically(path, text.encode("ascii") + b"\n")
 
 
-def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed]) -> nbformat.NotebookNode:
+def to_notebook(events: Sequence[Event]) -> nbformat.NotebookNode:
     """The events as a valid nbformat 4.5 notebook. Raises JournalError when the first is not Opened."""
     if not events or not isinstance(events[0], Opened):
         raise JournalError("a notebook needs a journal that begins with an opened episode")
@@ -121,7 +122,7 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resume
     return notebook
 
 
-def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]:
+def events_from_notebook(path: Path) -> list[Event]:
     """The events that a notebook of ours was made from, with outputs as far as it kept them. Raises JournalError."""
     try:
         read: Any = nbformat.read
@@ -129,7 +130,7 @@ def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrup
         about = notebook.metadata["dojo"]
         if about["schema"] != SCHEMA:
             raise JournalError(f"{path}: notebook schema {about['schema']}; this version reads {SCHEMA}")
-        events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = [Opened.model_validate(_plain(about["opened"]))]
+        events: list[Event] = [Opened.model_validate(_plain(about["opened"]))]
         for cell in notebook.cells:
             events.extend(_events_of(cell))
         if about["closed"] is not None:
@@ -319,9 +320,7 @@ def _death(run: Execution) -> str:
 # --- the header ------------------------------------------------------------------------------------------------------
 
 
-def _header(
-    events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], opened: Opened, closed: Closed | None
-) -> str:
+def _header(events: Sequence[Event], opened: Opened, closed: Closed | None) -> str:
     steps = [one.step for one in events if isinstance(one, Stepped)]
     lines = [
         f"# {entities(opened.competition)}",
