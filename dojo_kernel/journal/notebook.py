@@ -172,8 +172,6 @@ class _Page:
 
     def _add_plain(self, step: Step) -> None:
         name = step.action.name
-        if name == "reset":
-            self._add_restart(step.cell_id, "The agent restarted the kernel: it goes on with empty memory.")
         arguments = {key: value for key, value in step.action.to_wire().items() if key != "name"}
         parts = [_heading(step)]
         if arguments:
@@ -181,6 +179,8 @@ class _Page:
         parts += ["Answered", fenced(step.observation.text)]
         about = {"dojo": _about(step)}
         self.cells.append(_V4.new_markdown_cell("\n\n".join(parts), id=step.cell_id, metadata=about))
+        if name == "reset":
+            self._add_restart(step.cell_id, "The agent restarted the kernel: it goes on with empty memory.")
 
     def add_interrupted(self, index: int) -> None:
         name = f"s{index:04d}"
@@ -361,8 +361,8 @@ def _box(opened: Opened) -> str:
         *(f"| {entities(one.limit)} | {entities(one.by)} | {entities(one.detail)} |" for one in opened.enforcement),
         "",
         (
-            f"Its paths are written relative in the cells (`{entities(opened.data_path)}` is `data`, "
-            f"`{entities(opened.workspace_path)}` is this folder); the code as it ran is in each cell's metadata."
+            f"Its paths are written relative in the cells ({entities(opened.data_path)} is `data`, "
+            f"{entities(opened.workspace_path)} is this folder); the code as it ran is in each cell's metadata."
         ),
     ]
     return "\n".join(lines)
