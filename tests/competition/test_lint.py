@@ -211,3 +211,12 @@ def test_test_rows_copied_into_train_are_refused_whatever_answer_stands_there(ow
     copied_rows = test.iloc[: int(len(test) * share)].assign(Miles_per_Gallon=0.0)
     copied_rows = copied_rows.assign(Id="b" + copied_rows["Id"])
     assert overlap_of(competition, pd.concat([train, copied_rows]), test, columns) == [True]
+
+
+@pytest.mark.parametrize(("noise", "refused"), [(0.0, [True]), (1.0, [])])
+def test_equal_rows_with_a_quantity_are_refused_when_it_is_the_very_same(own_data, tmp_path, noise, refused):
+    competition, train, test, columns = cars(tmp_path, ["Name", "Weight_in_lbs"], "Miles_per_Gallon")
+    copied_rows = test.iloc[::2].assign(Id="b" + test["Id"])
+    copied_rows["Miles_per_Gallon"] += np.random.default_rng(0).normal(0, noise, len(copied_rows)).round(2)
+    both = pd.concat([train, train.assign(Id="c" + train["Id"]), copied_rows])  # repeats are nothing special
+    assert overlap_of(competition, both, test, columns) == refused
