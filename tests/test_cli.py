@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dojo_kernel import __version__, cli
+from dojo_kernel.journal import read_journal
 from dojo_kernel.settings import Experiment
 
 ALL = ("list", "prepare", "run", "notebook", "replay", "doctor", "version")
@@ -362,3 +364,30 @@ def test_a_full_disk_ends_in_one_line_and_the_run_can_go_on(home: Path) -> None:
     )
     assert again.returncode == 0, again.stderr
     assert "final score" in again.stdout
+
+
+def test_an_interrupted_run_keeps_its_steps_and_says_how_to_go_on(home: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "dojo_kernel",
+        "run",
+        "wine",
+        "--agent",
+        "two_agents:Slow",
+        "--box",
+        "process",
+        "--name",
+        "cut",
+    ]
+    journal = home / "runs" / "cut" / "wine-two_agents-Slow-0" / "journal.jsonl"
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b'"type":"acted"') == 2):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert err.splitlines()[-1].endswith("go on by adding: --name cut --resume")
+    assert "Traceback" not in err
+    assert [event.type for event in read_journal(journal)] == ["opened", "acted", "stepped", "acted"]
