@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -18,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dojo_kernel import __version__
-from dojo_kernel.errors import ConfigError, UserFault
-from dojo_kernel.run import Watcher
-from dojo_kernel.settings import AgentSettings, Experiment, read_experiment, state_root
+from dojo_kernel.errors import ConfigError, JournalError, UserFault
+from dojo_kernel.run import Watcher, load_plugins
+from dojo_kernel.settings import AgentSettings, Experiment, in_words, read_experiment, state_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,9 @@ say = Console(stderr=True, highlight=False, soft_wrap=True)
 show = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Plugins = Annotated[
+    list[str] | None, typer.Option(metavar="MODULE", help="Import it first: it registers actions that were played.")
+]
 BoxName = Literal["auto", "docker", "sandbox", "process"]
 
 
@@ -50,7 +54,7 @@ def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-@app.command("list", epilog="Example: dojo list --json")
+@app.command("list", short_help="List the competitions and which are prepared.", epilog="Example: dojo list --json")
 def list_(*, as_json: Json = False) -> None:
     """List the competitions that come with this package, and which of them are prepared on this machine."""
     from dojo_kernel.competition.spec import catalogue  # noqa: PLC0415 - pandas only when it is needed
@@ -59,11 +63,16 @@ def list_(*, as_json: Json = False) -> None:
     if as_json:
         _print_json([_about(spec) for spec in specs])
         return
-    table = Table("competition", "title", "domain", "metric", "prepared", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("competition", no_wrap=True)
+    for name in ("title", "domain", "metric", "prepared"):
+        table.add_column(name)
     for spec in specs:
-        ready = "yes" if spec.is_prepared() else f"no: dojo prepare {spec.slug}"
+        ready = "yes" if spec.is_prepared() else "no"
         table.add_row(spec.slug, spec.title, spec.domain, f"{spec.metric} ({spec.better})", ready)
     show.print(table)
+    if missing := [spec.slug for spec in specs if not spec.is_prepared()]:
+        show.print(f"\nprepare one: dojo prepare {missing[-1]}; or all of them: dojo prepare --all", markup=False)
 
 
 def _about(spec: Competition) -> dict[str, Any]:
@@ -78,7 +87,10 @@ def _about(spec: Competition) -> dict[str, Any]:
     }
 
 
-@app.command(epilog="Examples: dojo prepare digits wine | dojo prepare --all | dojo prepare ./my-competition --force")
+@app.command(
+    short_help="Write a competition's files and look for leaks.",
+    epilog="Examples: dojo prepare digits wine | dojo prepare --all | dojo prepare ./mine",
+)
 def prepare(
     competitions: Annotated[list[str] | None, typer.Argument(help="Names from `dojo list`, or folders of your own.")] = None,
     *,
@@ -124,7 +136,8 @@ class _Progress(Watcher):
             markup=False,
         )
         if not self._many:
-            say.print(f"{'step':>7}  {'action':<14} {'seconds':>8}  {'score':>10}  {'best':>10}  standing", style="dim")
+            place = "place among programs" if spec.board.kind == "reference" else "place"
+            say.print(f"{'step':>7}  {'action':<14} {'seconds':>8}  {'score':>10}  {'best':>10}  {place}", style="dim")
 
     def stepped(self, task: Task, episode: Episode, step: Step) -> None:
         if self._quiet:
@@ -134,13 +147,13 @@ class _Progress(Watcher):
         scores = f"{_number(seen.score, decimals):>10}  {_number(seen.best_score, decimals):>10}"
         prefix = f"{task.name} " if self._many else ""
         outcome = "" if seen.ok else "  (failed)"
-        line = f"{prefix}{count}  {step.action.name:<14} {step.seconds:>8.1f}  {scores}  {_place(episode.state.best)}{outcome}"
+        line = f"{prefix}{count}  {step.action.name:<14} {step.seconds:>8.1f}  {scores}  {_short(episode.state.best)}{outcome}"
         say.print(line, markup=False)
 
     def ended(self, task: Task, played: Played) -> None:
         if self._quiet:
             return
-        if played.status == "failed":
+        if played.status == "failed" and self._many:
             say.print(f"{task.name}: failed: {played.problem}", style="red", markup=False)
         elif played.status == "skipped":
             say.print(f"{task.name}: finished before, skipped", markup=False)
@@ -150,19 +163,23 @@ def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def _place(grade: Grade | None) -> str:
+def _short(grade: Grade | None) -> str:
     if grade is None or not grade.standings:
         return "-"
     return ", ".join(
-        f"{one.position}/{one.teams} on the {one.board} board"
-        if one.position <= one.teams
-        else f"below all {one.teams} of the {one.board} board"
-        for one in grade.standings
+        f"{one.position}/{one.teams}" if one.position <= one.teams else f"below {one.teams}" for one in grade.standings
     )
+
+
+def _place(grade: Grade | None) -> str:
+    if grade is None or not grade.standings:
+        return "-"
+    return ", ".join(map(str, grade.standings))
 
 
 @app.command(
     "run",
+    short_help="Let an agent play and show every step.",
     epilog="Examples: dojo run digits | dojo run digits wine --seeds 0,1 --max-steps 12 | dojo run run.toml --resume",
 )
 def run_(  # noqa: PLR0913 - a command line
@@ -199,6 +216,8 @@ def run_(  # noqa: PLR0913 - a command line
         for one in results:
             _summary(one)
     if any(one.status == "failed" for one in results):
+        if not as_json:
+            say.print(f"what failed can be tried again; add: --name {experiment.name} --resume", markup=False)
         raise typer.Exit(1)
 
 
@@ -234,30 +253,34 @@ def _experiment(what: Sequence[str], agent: str | None, seeds: str | None, name:
     try:
         return Experiment.model_validate({**base, **top, "episode": {**base.get("episode", {}), **episode}, "kernel": kernel})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}; see: dojo run --help") from error
+        raise ConfigError(f"{in_words(error, Experiment)}; see: dojo run --help") from error
 
 
 def _summary(played: Played) -> None:
     if played.status == "failed":
-        show.print(f"{played.name}: failed after {played.steps} steps: {played.problem}", markup=False)
+        show.print(f"{played.name}: failed at step {played.steps + 1}: {played.problem}", markup=False)
         show.print(f"  folder: {played.folder}", markup=False)
         return
     show.print(f"{played.name}: {played.steps} steps in {played.seconds:.1f} s, ended by: {played.reason}", markup=False)
-    for label, grade in (("best on feedback rows", played.best), ("final score", played.final)):
+    for label, grade in (("best score", played.best), ("final score", played.final)):
         if grade is None or grade.score is None:
             show.print(f"  {label}: none", markup=False)
         else:
-            rank = "" if grade.human_rank is None else f", human rank {grade.human_rank:.3f}"
+            people = any(not one.board.startswith("reference") for one in grade.standings)
+            rank = f", human rank {grade.human_rank:.3f}" if people and grade.human_rank is not None else ""
             show.print(f"  {label}: {grade.score} ({grade.rows} rows), {_place(grade)}{rank}", markup=False)
     show.print(f"  notebook: {played.notebook}", markup=False)
 
 
-@app.command(epilog="Examples: dojo notebook runs/first/digits-scripted-0 | dojo notebook journal.jsonl --out attempt.ipynb")
+@app.command(
+    short_help="Write an episode's notebook from its journal.",
+    epilog="Examples: dojo notebook runs/first/digits-scripted-0 | dojo notebook journal.jsonl --out attempt.ipynb",
+)
 def notebook(
     path: Annotated[Path, typer.Argument(help="An episode's folder, or its journal.jsonl.")],
     *,
     out: Annotated[Path | None, typer.Option(help="Where to write it; beside the journal by default.")] = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Write the notebook of an episode from its journal; it opens and runs in any Jupyter."""
@@ -265,12 +288,25 @@ def notebook(
     from dojo_kernel.journal.notebook import write_notebook  # noqa: PLC0415 - as above
 
     _must_exist(path)
+    load_plugins(plugin or [])
     target = out or (path if path.is_dir() else path.parent) / "notebook.ipynb"
-    write_notebook(read_journal(path), target)
+    try:
+        write_notebook(read_journal(path), target)
+    except JournalError as error:
+        raise _unreadable(error) from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}; choose another place: --out FILE") from error
     if as_json:
         _print_json({"notebook": str(target)})
     else:
         show.print(str(target), markup=False)
+
+
+def _unreadable(error: JournalError) -> ConfigError:
+    """The user named the file, so it is the user who can do something about it."""
+    if "no action is called" in str(error):
+        return ConfigError(f"{error}; add the module that registers it: --plugin MODULE")
+    return ConfigError(f"{error}; bring it back from a copy, or play it anew: dojo run --help")
 
 
 def _must_exist(path: Path) -> None:
@@ -279,11 +315,15 @@ def _must_exist(path: Path) -> None:
         raise ConfigError(f"no journal at {journal}; play an episode first: dojo run digits")
 
 
-@app.command(epilog="Examples: dojo replay runs/first/digits-scripted-0 | dojo replay attempt.ipynb --box process")
+@app.command(
+    short_help="Play an episode again and compare.",
+    epilog="Examples: dojo replay runs/first/digits-scripted-0 | dojo replay attempt.ipynb --box process",
+)
 def replay(
     path: Annotated[Path, typer.Argument(help="An episode's folder, its journal.jsonl, or a notebook made by dojo.")],
     *,
     box: Annotated[BoxName | None, typer.Option(help="Another kind of box than the recorded one.")] = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Play an episode again in a fresh box and compare outputs and scores; exit status 1 when they diverge."""
@@ -291,7 +331,11 @@ def replay(
     from dojo_kernel.replay import replay as replay_one  # noqa: PLC0415 - as above
 
     _must_exist(path)
-    report = asyncio.run(replay_one(path, box=box))
+    load_plugins(plugin or [])
+    try:
+        report = asyncio.run(replay_one(path, box=box))
+    except JournalError as error:  # a replay writes no journal: it is the file that the user named
+        raise _unreadable(error) from error
     if as_json:
         _print_json(report.model_dump(mode="json"))
     else:
@@ -301,7 +345,7 @@ def replay(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: dojo doctor --json")
+@app.command(short_help="Say which boxes run here and what holds each limit.", epilog="Example: dojo doctor --json")
 def doctor(*, as_json: Json = False) -> None:
     """Say which boxes this machine can run, what enforces each limit, and the command that mends what is missing."""
     from dojo_kernel.kernel.doctor import examine  # noqa: PLC0415 - docker only when it is needed
@@ -338,18 +382,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(arguments: Sequence[str] | None) -> int:
     command = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given = None if arguments is None else list(arguments)
         return int(command.main(args=given, prog_name="dojo", standalone_mode=False) or 0)
     except typer.Exit as end:
         return end.exit_code
     except UserFault as fault:
-        say.print(f"dojo: {_with_command(fault)}", markup=False)
+        say.print(f"dojo: {_with_command(fault, given)}", markup=False)
         return 2
     except typer.Abort:
         return 130
     except Exception as error:  # noqa: BLE001 - the last line of defence: a log for us, one line for the user
-        return _usage(error) or _crash(error)
+        return _usage(error) or _crash(error, given)
 
 
 def _usage(error: Exception) -> int:
@@ -363,9 +407,9 @@ def _usage(error: Exception) -> int:
     return 2
 
 
-def _crash(error: Exception) -> int:
+def _crash(error: Exception, given: Sequence[str]) -> int:
     if isinstance(error, BaseExceptionGroup) and (faults := error.subgroup(UserFault)) is not None:
-        say.print(f"dojo: {_with_command(faults.exceptions[0])}", markup=False)
+        say.print(f"dojo: {_with_command(faults.exceptions[0], given)}", markup=False)
         return 2
     folder = state_root() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -375,11 +419,16 @@ def _crash(error: Exception) -> int:
     return 1
 
 
-def _with_command(fault: BaseException) -> str:
+def _with_command(fault: BaseException, given: Sequence[str]) -> str:
+    """The line, with the next command if it names none: after a file has been mended that is the same one again."""
     line = _one_line(fault)
-    if re.search(r"\bdojo [a-z]|; run: |--", line):
+    if re.search(r"\bdojo [a-z]|; run: |--[a-z]", line):
         return line
-    return f"{line} See: {'dojo list' if line.startswith('no competition') else 'dojo --help'}"
+    if line.startswith("no competition"):
+        return f"{line}; see: dojo list"
+    if ".toml" in line:
+        return f"{line}; mend it, then: {shlex.join(['dojo', *given])}"
+    return f"{line}; see: {' '.join(['dojo', *given[:1]])} --help"
 
 
 def _one_line(error: BaseException) -> str:

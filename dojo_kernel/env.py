@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from dojo_kernel.actions import ACTIONS, Action, tool_schemas
 from dojo_kernel.episode import StartKernel, in_a_box, open_episode
 from dojo_kernel.errors import ActionError, ConfigError
-from dojo_kernel.settings import EpisodeSettings, KernelSettings
+from dojo_kernel.settings import EpisodeSettings, KernelSettings, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -166,7 +166,7 @@ class _Loop:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except BaseException:
+        except BaseException:  # an interrupt of the caller, or the work's own: nothing goes on unseen
             future.cancel()
             raise
 
@@ -256,8 +256,7 @@ def _settings(kind: type[S], given: S | Mapping[str, Any] | None) -> S:
     try:
         return kind.model_validate(dict(given or {}))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{kind.__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{kind.__name__}: {in_words(error, kind)}") from error
 
 
 class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):

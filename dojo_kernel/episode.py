@@ -411,7 +411,8 @@ async def open_episode(  # noqa: PLR0913 - keywords of the front door
         try:
             yield episode
         except MachineFault as fault:
-            await episode.close("error", "".join(traceback.format_exception(fault)))
+            with contextlib.suppress(JournalError):  # a journal that cannot be written has no end; what counts is the first fault
+                await episode.close("error", "".join(traceback.format_exception(fault)))
             raise
         except BaseException:
             await episode.release()  # no end is recorded: the journal can be resumed
@@ -431,7 +432,6 @@ def _known(settings: EpisodeSettings) -> None:
 
 
 async def _begin(table: _Table) -> Episode:
-    table.folder.mkdir(parents=True, exist_ok=True)
     name = f"{table.competition.slug}-{uuid.uuid4().hex[:8]}"
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal.create(table.folder)

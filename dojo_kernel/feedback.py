@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dojo_kernel.journal.notebook import ESCAPE
 from dojo_kernel.records import Display, Error, Result, Stream
 from dojo_kernel.registry import Registry
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dojo_kernel.actions import Action
     from dojo_kernel.records import Execution, Grade, Output, State
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -57,7 +57,7 @@ FEEDBACK: Registry[Provider] = Registry("feedback")
 
 def clean(text: str) -> str:
     """Without escape sequences and control characters; a model reads plain text."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _ANSI.sub("", text))
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", ESCAPE.sub("", text))
 
 
 def cap(text: str, chars: int) -> str:
@@ -146,10 +146,7 @@ def _grade(parts: Parts) -> str:
         return f"[submission] not scored: {grade.problem}"
     better = "higher" if parts.before.better == "higher" else "lower"
     lines = [f"[submission] score {grade.score:.{parts.decimals}f} ({parts.metric}, {better} is better; {grade.rows} rows)"]
-    lines += [
-        f"[submission] place {one.position} of {one.teams} on the {one.board} board (human rank {one.human_rank:.3f})"
-        for one in grade.standings
-    ]
+    lines += [f"[submission] place: {one}; human rank {one.human_rank:.3f}" for one in grade.standings]
     if parts.before.better_than_best(grade):
         lines.append("[submission] this is your best so far")
     return "\n".join(lines)

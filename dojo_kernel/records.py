@@ -110,13 +110,21 @@ class Standing(Record):
     """Where a score lands on one leaderboard."""
 
     board: str
-    """`public`, `private` or `reference`."""
+    """`public` or `private`: people; `reference` (private rows) or `reference_public`: programs."""
     position: int
     """1 is first; `teams + 1` is below everyone. A tie takes the better place."""
     teams: int
     """How many entries the leaderboard lists; at least 1."""
     human_rank: float
     """(teams - position + 1) / teams, in [0, 1]."""
+
+    def __str__(self) -> str:
+        """The words that every face uses; a board of programs is never left to be taken for one of people."""
+        reference = self.board.startswith("reference")
+        board = "reference board (programs, not people)" if reference else f"{self.board} board"
+        if self.position > self.teams:
+            return f"below all {self.teams} of the {board}"
+        return f"{self.position} of {self.teams} on the {board}"
 
 
 Medal = Literal["gold", "silver", "bronze"]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dojo_kernel.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the ones it is like, or all there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names)}"
 
 
 class Registry(Generic[T]):
@@ -36,7 +44,7 @@ class Registry(Generic[T]):
             return self._things[name]
         if ":" in name:
             return self._load(name)
-        raise ConfigError(f"no {self._kind} is called {name!r}; there are: {', '.join(sorted(self._things))}")
+        raise ConfigError(f"no {self._kind} is called {name!r}; {meant(name, self._things)}")
 
     def _load(self, address: str) -> T:
         module, _, attribute = address.partition(":")

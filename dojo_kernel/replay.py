@@ -42,7 +42,7 @@ from dojo_kernel.settings import BoxKind, EpisodeSettings, KernelSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
+    from rich.console import Group
 
     from dojo_kernel.kernel import Kernel
 
@@ -181,19 +181,21 @@ def read_run(path: Path) -> tuple[list[Any], list[str]]:
     return list(events), findings
 
 
-def render(report: ReplayReport) -> Table:
-    """The report as a table for a terminal."""
+def render(report: ReplayReport) -> Group:
+    """The report as a table for a terminal, with what there is to say about it below."""
+    from rich.console import Group  # noqa: PLC0415 - only the command line prints
     from rich.table import Table  # noqa: PLC0415 - only the command line prints
     from rich.text import Text  # noqa: PLC0415 - only the command line prints
 
     colours = {"exact": "green", "sanitised": "green", "close": "green", "differs": "bold red"}
-    table = Table(
-        title=f"{plain(report.episode)}: {'diverged' if report.diverged else 'same'} ({report.box_then} -> {report.box_now})"
-    )
-    for name in ("cell", "action", "verdict", "seconds", "score", "detail"):
-        table.add_column(name)
+    title = f"{plain(report.episode)}: {'diverged' if report.diverged else 'same'} ({report.box_then} -> {report.box_now})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("cell", "action", "verdict", "seconds"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("score")
+    table.add_column("detail")
     for one in report.cells:
-        seconds = f"{one.seconds_then:.2f} -> " + ("-" if one.seconds_now is None else f"{one.seconds_now:.2f}")
+        seconds = f"{one.seconds_then:.2f}" + ("" if one.seconds_now is None else f" -> {one.seconds_now:.2f}")
         score = Text(_score_text(one.score_then, one.score_now, one.score_equal))
         if one.score_equal is False:
             score.stylize("bold red")
@@ -201,14 +203,14 @@ def render(report: ReplayReport) -> Table:
             one.cell, one.action, Text(one.verdict, colours.get(one.verdict, "yellow")), seconds, score, Text(plain(one.detail))
         )
     table.add_row("final", "", "", "", _score_text(report.final_then, report.final_now, report.final_equal), "")
-    for finding in report.findings:
-        table.add_row("note", "", "", "", "", Text(plain(finding)))
-    return table
+    return Group(table, *(Text(f"note: {plain(finding)}") for finding in report.findings))
 
 
 def _score_text(then: float | None, now: float | None, equal: bool | None) -> str:  # noqa: FBT001 - three-valued
     if equal is None:
         return ""
+    if then is not None and then == now:
+        return str(now)
     return f"{'-' if then is None else then} -> {'-' if now is None else now}"
 
 
@@ -255,7 +257,7 @@ class _Player:
 
     async def play(self, event: object, grader: Grader) -> None:
         if isinstance(event, Interrupted):
-            self.findings.append(f"step {event.index} was interrupted and is not played again; what follows may differ")
+            self.findings.append(f"step {event.index + 1} was interrupted and is not played again; what follows may differ")
             await self._restart(self._life)
         elif isinstance(event, Resumed):
             await self.kernel.close()
@@ -286,7 +288,7 @@ class _Player:
         about = {"cell": step.cell_id, "action": step.action.name, "seconds_then": then.seconds}
         if then.where == "scratch":
             if not self.validates:
-                self.cells.append(ReplayedCell(**about, verdict="skipped", detail="ran in a scratch kernel"))
+                self.cells.append(ReplayedCell(**about, verdict="skipped", detail="scratch"))
                 return
             now = await self.kernel.validate(code, limit)
         else:

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Literal
 from dojo_kernel.agents.agent import find_agent, is_bundled
 from dojo_kernel.competition.spec import find
 from dojo_kernel.episode import REWARDS, StartKernel, open_episode
-from dojo_kernel.errors import ConfigError, MachineFault, PluginError, UserFault
+from dojo_kernel.errors import ConfigError, JournalError, MachineFault, PluginError, UserFault
 from dojo_kernel.feedback import FEEDBACK
 from dojo_kernel.journal.log import read_journal
 from dojo_kernel.kernel import open_kernel
-from dojo_kernel.records import Closed, Grade, Record, State, Step, Turn
+from dojo_kernel.records import Closed, Grade, Record, State, Step, Stepped, Turn
 from dojo_kernel.settings import AgentSettings, EpisodeSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from dojo_kernel.agents.agent import Agent
     from dojo_kernel.episode import Episode
-    from dojo_kernel.records import Observation
+    from dojo_kernel.records import Event, Observation
     from dojo_kernel.settings import Experiment
 
 OnStep = Callable[["Episode", Step], None]
@@ -119,11 +120,7 @@ async def run(
     Raises:
         UserFault: before anything is started, for what would fail in every episode.
     """
-    for module in experiment.plugins:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"cannot import the plugin {module!r}: {error}") from error
+    load_plugins(experiment.plugins)
     tasks = list(_tasks(experiment))
     base = out / experiment.name
     for task in tasks:
@@ -134,6 +131,10 @@ async def run(
         FEEDBACK[provider]
     if not resume and (taken := [task.name for task in tasks if (base / task.name).exists()]):
         raise ConfigError(f"{base / taken[0]} exists; go on with it by --resume, or give another --name or --out")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write in {base}: {error.strerror}; choose another folder: --out FOLDER") from error
     gate = asyncio.Semaphore(experiment.parallel)
     table = _Room(experiment, base, resume, watcher or Watcher(), start_kernel)
 
@@ -148,6 +149,15 @@ async def run(
     return [job.result() for job in jobs]
 
 
+def load_plugins(modules: Iterable[str]) -> None:
+    """Import the modules that register actions, rewards, feedback or agents. Raises ConfigError."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"cannot import the plugin {module!r}: {error}; is its folder on PYTHONPATH?") from error
+
+
 def _tasks(experiment: Experiment) -> list[Task]:
     names: set[str] = set()
     tasks = []
@@ -157,6 +167,8 @@ def _tasks(experiment: Experiment) -> list[Task]:
             slug = find(competition).slug
             for seed in experiment.seeds:
                 name = f"{slug}-{label}-{seed}"
+                if experiment.competitions.count(competition) > 1:
+                    raise ConfigError(f"{competition} is named twice; to play it twice give two seeds: --seeds 0,1")
                 if name in names:
                     raise ConfigError(f"two episodes would be called {name}; give the agents different names")
                 names.add(name)
@@ -178,18 +190,9 @@ class _Room:
 
     async def play(self, task: Task) -> Played:
         folder = self._base / task.name
-        going_on = self._resume and (folder / "journal.jsonl").exists()
-        if going_on:
-            done = _ended(task, folder)
-            if done is not None and done.status == "skipped":
-                self._watcher.ended(task, done)
-                return done
-            if done is not None or not read_journal(folder):
-                _set_aside(folder)
-                going_on = False
         try:
-            played = await self._one(task, folder, going_on=going_on)
-        except (MachineFault, UserFault) as fault:  # this episode is over, its siblings go on
+            played = await self._new_or_resumed(task, folder)
+        except (MachineFault, UserFault, OSError) as fault:  # this episode is over, its siblings go on
             if isinstance(fault, UserFault):
                 self.refused.append(fault)
                 _tidy(folder)
@@ -198,6 +201,21 @@ class _Room:
             played = _failed(task, folder, fault)
         self._watcher.ended(task, played)
         return played
+
+    async def _new_or_resumed(self, task: Task, folder: Path) -> Played:
+        if not self._resume or not (folder / "journal.jsonl").exists():
+            return await self._one(task, folder, going_on=False)
+        try:
+            events = read_journal(folder)
+        except JournalError as error:
+            raise ConfigError(f"{error}; rename {folder} and add --resume again: it is played anew then") from error
+        done = _ended(task, folder, events)
+        if done is not None and done.status == "skipped":
+            return done
+        if done is not None or not events:
+            _set_aside(folder)
+            return await self._one(task, folder, going_on=False)
+        return await self._one(task, folder, going_on=True)
 
     async def _one(self, task: Task, folder: Path, *, going_on: bool) -> Played:
         agent = _make(task.agent)
@@ -217,7 +235,7 @@ class _Room:
             try:
                 await play(episode, agent, on_step=lambda episode, step: self._watcher.stepped(task, episode, step))
             finally:
-                notebook = episode.save_notebook()
+                notebook = self._notebook(episode)
             closed = episode.closed
             assert closed is not None
             return Played(
@@ -232,22 +250,31 @@ class _Room:
                 best=episode.state.best,
                 final=closed.final,
                 folder=str(folder),
-                notebook=str(notebook),
+                notebook=None if notebook is None else str(notebook),
                 problem=closed.detail.strip().rpartition("\n")[2],
             )
+
+    def _notebook(self, episode: Episode) -> Path | None:
+        try:
+            return episode.save_notebook()
+        except OSError as error:  # it can be written again whenever there is room
+            self._watcher.warned(f"no notebook: {error.strerror}; write it later: dojo notebook {episode.folder}")
+            return None
 
 
 def _make(settings: AgentSettings) -> Agent:
     make = find_agent(settings.kind)
     try:
-        return make(**settings.options)
+        agent = make(**settings.options)
     except Exception as error:  # an agent is foreign code
         raise ConfigError(f"agent {settings.kind!r} cannot be made: {type(error).__name__}: {error}") from error
+    if lacking := [name for name in ("name", "trusted", "act") if not hasattr(agent, name)]:
+        raise ConfigError(f"{settings.kind!r} is no agent: it has no {', '.join(lacking)}")
+    return agent
 
 
-def _ended(task: Task, folder: Path) -> Played | None:
+def _ended(task: Task, folder: Path, events: Sequence[Event]) -> Played | None:
     """The outcome of an episode that had ended before; None when it can go on."""
-    events = read_journal(folder)
     if not events or not isinstance(events[-1], Closed):
         return None
     closed = events[-1]
@@ -292,6 +319,13 @@ def _explain(folder: Path, fault: Exception) -> None:
         (folder / "error.txt").write_text("".join(traceback.format_exception(fault)), encoding="utf-8")
 
 
+def _steps(folder: Path) -> int:
+    """How many steps its journal holds."""
+    with contextlib.suppress(JournalError):
+        return sum(isinstance(event, Stepped) for event in read_journal(folder))
+    return 0
+
+
 def _failed(task: Task, folder: Path, fault: Exception) -> Played:
     return Played(
         name=task.name,
@@ -300,6 +334,7 @@ def _failed(task: Task, folder: Path, fault: Exception) -> Played:
         seed=task.seed,
         status="failed",
         reason="error",
+        steps=_steps(folder),
         folder=str(folder),
         problem=f"{type(fault).__name__}: {fault}",
     )

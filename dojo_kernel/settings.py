@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import platformdirs
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from dojo_kernel.errors import ConfigError
 from dojo_kernel.records import Limits, Record
+from dojo_kernel.registry import meant
 
 BoxKind = Literal["auto", "docker", "sandbox", "process"]
 
@@ -88,8 +89,36 @@ def read_experiment(path: Path) -> Experiment:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {in_words(error, Experiment)}") from error
+
+
+def in_words(error: ValidationError, kind: type[BaseModel]) -> str:
+    """On one line which keys are wrong and how, five at the most; a key that does not exist comes with those that do."""
+    found: dict[str, str] = {}
+    for one in error.errors(include_url=False):
+        path = [str(part) for part in one["loc"] if not str(part).startswith(("tuple[", "literal["))]
+        message = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            keys = [name for name in _fields(kind, path[:-1]) if name not in FROM_THE_FOLDER]
+            message = f"there is no such key; {meant(path[-1], keys)}"
+        found.setdefault(".".join(path), message)
+    parts = [f"{where}: {message}" if where else message for where, message in list(found.items())[:5]]
+    return "; ".join(parts).replace("\n", " ")
+
+
+FROM_THE_FOLDER: Final = ("slug", "folder")
+"""Fields of a competition that are no keys of its file."""
+
+
+def _fields(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the fields of the model that lies at `path` inside `kind`."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        if field is None:  # the place in a list
+            continue
+        within = [field.annotation, *get_args(field.annotation)]
+        kind = next((one for one in within if isinstance(one, type) and issubclass(one, BaseModel)), kind)
+    return list(kind.model_fields)
 
 
 def data_root() -> Path:

@@ -4,12 +4,26 @@ import asyncio
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from dojo_kernel.competition import find
+from dojo_kernel.competition.prepare import prepare
 from dojo_kernel.kernel.doctor import available
 
 REQUIRED = frozenset(filter(None, os.environ.get("DOJO_REQUIRE", "").split(",")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with wine and diabetes; DOJO_DATA is the test's own business."""
+    root = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOJO_DATA", str(root))
+        prepare(find("wine"))
+        prepare(find("diabetes"))
+    return root
 
 
 def _gpu() -> tuple[bool, str]:

@@ -5,6 +5,7 @@ never in a better score, a lost episode or a journal that does not verify.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dojo_kernel.competition import find
 from dojo_kernel.competition.prepare import prepare
 from dojo_kernel.episode import open_episode
 from dojo_kernel.journal import read_journal
+from dojo_kernel.kernel.session import syntax_error
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
 SECRET = "dojo-canary-6d1c2f"  # planted in the host's environment and beside the answers
@@ -220,3 +222,26 @@ async def test_no_cheat_scores_better_than_honest_play(box, competition, tmp_pat
     assert SECRET not in text
     events = read_journal(Path(tmp_path / "episode"))
     assert sum(event.type == "stepped" for event in events) == len(steps) + 1
+
+
+# --- cells that are hard to read ---------------------------------------------------------------------------------------
+
+HARD = {
+    "marks that must be sorted": "a" + "\u0300\u0323" * 24_000,
+    "runs of marks": ("a" + "\u0300\u0323" * 240 + "\n") * 100,
+    "a shell line after the other": "!ls\n" * 12_000,
+    "one magic a line": "x = %ls\n" * 499 + "1 + " * 10_000 + "1",
+    "keywords": "f(" + ",".join(f"a{number}=1" for number in range(5_500)) + ")",
+    "lambdas": ("lambda:" * 85 + "0\n") * 80,
+    "parentheses": "(" * 50_000,
+    "a long number": "1" * 50_000,
+    "powers": "2**10**8\n" * 5_000,
+    "a long text": "'a' * 10**9\n" * 4_000,
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_no_cell_holds_the_host_while_its_syntax_is_read(name):
+    begun = time.thread_time()
+    syntax_error(HARD[name])
+    assert time.thread_time() - begun < 3  # SYNTAX_SECONDS, one pass more, and a slow machine

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from dojo_kernel import __version__, cli
-from dojo_kernel.competition.prepare import prepare
-from dojo_kernel.competition.spec import find
+from dojo_kernel.journal import read_journal
 from dojo_kernel.settings import Experiment
 
 ALL = ("list", "prepare", "run", "notebook", "replay", "doctor", "version")
@@ -39,15 +39,6 @@ class Slow(Two):
     def __init__(self):
         self.cells = ["print('one')", "import time; time.sleep(600)"]
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOJO_DATA", str(root))
-        prepare(find("wine"))
-    return root
 
 
 @pytest.fixture
@@ -105,7 +96,21 @@ def test_a_program_reads_list_prepare_version(home: Path, capfd: pytest.CaptureF
 def test_the_list_for_people_says_how_to_prepare(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capfd, "list")
     assert status == 0
-    assert "dojo prepare digits" in out
+    assert "dojo prepare --all" in out
+
+
+def test_a_name_in_the_list_is_never_cut_however_narrow_the_terminal(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import rich.console, dojo_kernel.cli as c; c.show = rich.console.Console(width=50); c.main(['list'])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "character-scripts " in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -123,6 +128,14 @@ def test_the_list_for_people_says_how_to_prepare(home: Path, capfd: pytest.Captu
         (["run", "absent.toml"], "absent.toml"),
         (["run", "bad.toml"], "bad.toml: competitions"),
         (["run", "torn.toml"], "not TOML"),
+        (["run", "odd.toml"], "odd.toml: episode.max_step: there is no such key; did you mean max_steps"),
+        (["run", "odd.toml"], "mend it, then: dojo run odd.toml"),
+        (["prepare", "./odd"], "metrik: there is no such key; did you mean metric?"),
+        (["prepare", "./even"], "prepare.surce: recipe 'split_table' has no such key; did you mean source?"),
+        (["run", "wine", "wine"], "named twice"),
+        (["run", "wine", "--agent", "json:JSONDecoder", "--box", "process"], "it has no name, trusted, act"),
+        (["run", "wine", "--out", "odd.toml", "--box", "process"], "--out FOLDER"),
+        (["replay", "odd.toml"], "line 1 is no line of a journal"),
         (["replay", "nowhere"], "dojo run"),
         (["notebook", "nowhere"], "dojo run"),
         (["dance"], "dojo --help"),
@@ -133,11 +146,16 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
 ) -> None:
     (home / "bad.toml").write_text('competitions = []\nname = "x"\n')
     (home / "torn.toml").write_text("competitions = [\n")
+    (home / "odd.toml").write_text('competitions = ["wine"]\n[episode]\nmax_step = 3\n')
+    spec = 'title = "x"\nmetric = "rmse"\n[submission]\nid = "id"\ncolumns = { y = "float" }\n[prepare]\nrecipe = "split_table"\n'
+    for name, text in (("odd", 'metrik = "rmse"\n' + spec), ("even", spec + 'surce = "a.csv"\n')):
+        (home / name).mkdir()
+        (home / name / "competition.toml").write_text(text)
     status, out, err = call(capfd, *arguments)
     assert (status, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert err.startswith("dojo: ")
-    assert hint in err
+    line = err.splitlines()[-1]  # before it may stand how far it came
+    assert line.startswith("dojo: ")
+    assert hint in line
     assert not (home / "state" / "logs").exists()
 
 
@@ -181,19 +199,24 @@ def test_a_changed_notebook_diverges_and_a_changed_journal_is_refused(home: Path
     assert "diverged" in out
     journal = folder / "journal.jsonl"
     journal.write_text(journal.read_text().replace("6 * 7", "6 * 8"))
-    status, out, err = call(capfd, "replay", str(folder), "--box", "process")
-    assert (status, out) == (1, "")
-    assert len(err.splitlines()) == 1
-    assert "JournalError" in err
-    assert str(journal) in err
+    for command in (["replay", str(folder), "--box", "process"], ["notebook", str(folder)]):
+        status, out, err = call(capfd, *command)
+        assert (status, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert re.search(rf"{journal}, line \d+ does not verify", err)
+    status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "one", "--resume")
+    assert (status, out) == (2, "")
+    assert re.search(rf"{folder.relative_to(home) / 'journal.jsonl'}, line \d+ does not verify", err)
+    assert "--resume" in err.splitlines()[-1]
 
 
 def test_progress_is_shown_step_by_step(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "seen")
     assert status == 0
-    assert re.search(r"1/20 +execute_code +\d+\.\d +\d\.\d+ +\d\.\d+ +\d+/\d+ on the reference board", err)
+    assert re.search(r"1/20 +execute_code +\d+\.\d +\d\.\d+ +\d\.\d+ +\d+/\d+", err)
+    assert "place among programs" in err
     assert re.search(r"2/20 +execute_code", err)
-    assert "final score" in out
+    assert re.search(r"final score: .* on the reference board \(programs, not people\)", out)
     assert str(Path("runs/seen/wine-two_agents-Two-0/notebook.ipynb")) in out
 
 
@@ -277,3 +300,94 @@ def test_resume_goes_on_with_the_run_touched_last_whatever_its_name(tmp_path: Pa
     assert cli._run_name(tmp_path, resume=True) == "mmm"
     assert re.fullmatch(r"\d{8}-\d{6}", cli._run_name(tmp_path, resume=False))
     assert re.fullmatch(r"\d{8}-\d{6}", cli._run_name(tmp_path / "absent", resume=True))
+
+
+# --- an action of a plugin -------------------------------------------------------------------------------------------
+
+WAVE = """
+from dojo_kernel.actions import ACTIONS, Action
+from dojo_kernel.episode import HANDLERS, Outcome
+from dojo_kernel.records import Turn
+
+@ACTIONS.register("wave")
+class Wave(Action):
+    \"\"\"Greet.\"\"\"
+    name = "wave"
+
+@HANDLERS.register("wave")
+async def wave(episode, action):
+    return Outcome("hello")
+
+class Waver:
+    name = "waver"
+    trusted = False
+    def __init__(self):
+        self.left = [Wave()]
+    async def act(self, observation):
+        return Turn(action=self.left.pop() if self.left else None)
+"""
+
+
+def test_a_journal_with_an_action_of_a_plugin_says_how_to_replay_it(home: Path) -> None:
+    (home / "waving.py").write_text(WAVE)
+    (home / "run.toml").write_text(
+        'name = "w"\ncompetitions = ["wine"]\nplugins = ["waving"]\n[[agents]]\nkind = "waving:Waver"\n[kernel]\nbox = "process"\n'
+    )
+
+    def dojo(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dojo_kernel", *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    played = dojo("run", "run.toml")
+    assert played.returncode == 0, played.stderr
+    folder = "runs/w/wine-waving-Waver-0"
+    for command in (["replay", folder, "--box", "process"], ["notebook", folder]):
+        refused = dojo(*command)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert "no action is called 'wave'" in refused.stderr
+        assert "--plugin MODULE" in refused.stderr
+        known = dojo(*command, "--plugin", "waving")
+        assert known.returncode == 0, known.stderr
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_can_go_on(home: Path) -> None:
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4100, 4100)); from dojo_kernel.cli import main; main(sys.argv[1:])"
+    words = ["run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "full"]
+    full = subprocess.run([sys.executable, "-c", limit, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert "File too large" in full.stdout
+    assert "add: --name full --resume" in full.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "dojo_kernel", *words, "--resume"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "final score" in again.stdout
+
+
+def test_an_interrupted_run_keeps_its_steps_and_says_how_to_go_on(home: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "dojo_kernel",
+        "run",
+        "wine",
+        "--agent",
+        "two_agents:Slow",
+        "--box",
+        "process",
+        "--name",
+        "cut",
+    ]
+    journal = home / "runs" / "cut" / "wine-two_agents-Slow-0" / "journal.jsonl"
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b'"type":"acted"') == 2):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert err.splitlines()[-1].endswith("go on by adding: --name cut --resume")
+    assert "Traceback" not in err
+    assert [event.type for event in read_journal(journal)] == ["opened", "acted", "stepped", "acted"]

@@ -656,7 +656,7 @@ def test_a_grade_says_score_place_and_best():
     )
     text = told(ran(), grade)
     assert "[submission] score 2.000 (rmse, lower is better; public rows)" in text
-    assert "[submission] place 2 of 4 on the reference board (human rank 0.750)" in text
+    assert "[submission] place: 2 of 4 on the reference board (programs, not people); human rank 0.750" in text
     assert "[submission] this is your best so far" in text
     worse = told(ran(), grade, before=State(open=True, better="lower", best=Grade(rows="public", sha256="", score=1.0)))
     assert "best so far" not in worse
@@ -669,4 +669,4 @@ def test_a_problem_is_told_as_it_is():
 
 
 def test_no_lone_surrogate_and_no_escape_reaches_a_model():
-    assert clean("a\ud800b\x1b]0;title\x07c\x9bd\te") == "a\N{REPLACEMENT CHARACTER}bc\N{REPLACEMENT CHARACTER}d\te"
+    assert clean("a\ud800b\x1b]0;title\x07c\x9bd\te") == "a\N{REPLACEMENT CHARACTER}bc\te"

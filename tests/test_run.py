@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from dojo_kernel.actions import ExecuteCode
-from dojo_kernel.competition.prepare import prepare
-from dojo_kernel.competition.spec import find
 from dojo_kernel.errors import BoxUnavailableError, ConfigError, KernelStartError
 from dojo_kernel.journal.log import read_journal
 from dojo_kernel.records import Closed, Interrupted, Observation, Stepped, Turn
@@ -43,16 +41,6 @@ class Two:
 
 
 TWO = AgentSettings(kind=f"{__name__}:Two", name="two")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOJO_DATA", str(root))
-        prepare(find("wine"))
-        prepare(find("diabetes"))
-    return root
 
 
 @pytest.fixture(autouse=True)

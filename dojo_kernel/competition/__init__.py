@@ -2,7 +2,7 @@
 
 from dojo_kernel.competition.grade import Grader
 from dojo_kernel.competition.leaderboard import Leaderboard
-from dojo_kernel.competition.metrics import METRICS, Metric, custom_metric, metric
+from dojo_kernel.competition.metrics import METRICS, Metric, metric
 from dojo_kernel.competition.prepare import RECIPES, prepare
 from dojo_kernel.competition.spec import Competition, catalogue, find
 
@@ -14,7 +14,6 @@ __all__ = [
     "Leaderboard",
     "Metric",
     "catalogue",
-    "custom_metric",
     "find",
     "metric",
     "prepare",

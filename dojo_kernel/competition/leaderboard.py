@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dojo_kernel.records import Medal, Rows
 
 BOARD_FILES = {
-    "reference": {"reference": "reference_board.csv"},
+    "reference": {"reference_public": "reference_public_board.csv", "reference": "reference_board.csv"},
     "kaggle": {"public": "public_leaderboard.csv", "private": "private_leaderboard.csv"},
 }
 """Kind of board -> name of each board -> its file in the competition's folder."""
@@ -30,7 +30,7 @@ class Leaderboard:
     """The scores of one board, best first."""
 
     name: str
-    """`public`, `private` or `reference`."""
+    """`public`, `private`, `reference_public` or `reference`, the latter measured on the private rows."""
     scores: tuple[float, ...]
     better: Literal["higher", "lower"]
 
@@ -83,8 +83,16 @@ def _read_scores(path: Path) -> list[float]:
 
 
 def boards_for(boards: list[Leaderboard], rows: Rows) -> list[Leaderboard]:
-    """Public rows are compared with the public board, private ones with the private, `all` with both."""
-    wanted = [board for board in boards if rows == "all" or board.name in (rows, "reference")]
+    """Scores are compared with scores on the same rows: `all` with both boards of people, or the reference board.
+
+    A competition that has only one board compares everything with that.
+    """
+    names = {
+        "public": ("public", "reference_public"),
+        "private": ("private", "reference"),
+        "all": ("public", "private", "reference"),
+    }
+    wanted = [board for board in boards if board.name in names[rows]]
     return wanted or boards
 
 

@@ -107,7 +107,7 @@ def lint(competition: Competition, public: Path, private: Path) -> list[Finding]
         else:
             findings += _table_leaks(competition, table, truth)
         findings += _order_leaks(competition, table, truth)
-    findings += _row_overlap(competition, tables)
+    findings += _row_overlap(competition, tables, truth)
     findings += _file_overlap(hashes)
     findings += _file_facts(public, files, truth)
     return sorted(set(findings), key=lambda finding: (not finding.blocks, finding.file, finding.check))
@@ -383,22 +383,56 @@ def _file_facts(public: Path, files: Sequence[Path], truth: Truth) -> Iterator[F
 # --- the same thing on both sides ---------------------------------------------------------------------------------------
 
 
-def _row_overlap(competition: Competition, tables: Sequence[Table]) -> Iterator[Finding]:
+def _row_overlap(competition: Competition, tables: Sequence[Table], truth: Truth) -> Iterator[Finding]:
+    """Rows of test.csv that stand in train.csv: more of them than coarse features make by themselves, or with the answer."""
     by_name = {Path(table.name).name: table for table in tables}
     train, test = by_name.get("train.csv"), by_name.get("test.csv")
     if train is None or test is None or not test.rows:
         return
-    skip = set(competition.submission.names)
-    shared = [name for name in test.header if name in train.header and name not in skip]
+    shared = [name for name in test.header if name in train.header and name not in competition.submission.names]
     if not shared:
         return
+    known: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, key in enumerate(_features(train, shared)):
+        known[key].append(number)
+    twins = [known.get(key, []) for key in _features(test, shared)]
+    share = sum(map(bool, twins)) / len(test.rows)
+    chance = sum(len(same) for same in known.values() if len(same) > 1) / max(1, len(train.rows))
+    spread = (chance * (1 - chance) / len(test.rows)) ** 0.5
+    if share - chance - 2 * spread > _OVERLAP_WARN:
+        yield from _overlap("test.csv", share, "rows")
+        return
+    for name in train.header:
+        if share > _OVERLAP_WARN and name not in test.header and _read_off(train, name, test, twins, truth):
+            why = f"{share:.0%} of its rows are in train too, and {name!r} there tells their answers"
+            yield Finding("overlap", "test.csv", why, blocks=share > _OVERLAP_BLOCK)
 
-    def keys(table: Table) -> list[tuple[str, ...]]:
-        places = [table.header.index(name) for name in shared]
-        return [tuple(row[place] for place in places) for row in table.rows]
 
-    known = set(keys(train))
-    yield from _overlap("test.csv", sum(key in known for key in keys(test)) / len(test.rows), "rows")
+def _features(table: Table, names: Sequence[str]) -> list[tuple[str, ...]]:
+    places = [table.header.index(name) for name in names]
+    return [tuple(row[place] for place in places) for row in table.rows]
+
+
+def _read_off(train: Table, name: str, test: Table, twins: Sequence[Sequence[int]], truth: Truth) -> bool:
+    """Whether what `name` says in the equal rows of train is the answer of nearly every row of test that has some."""
+    found = _test_rows(test, truth)
+    if found is None:
+        return False
+    place = train.header.index(name)
+    pairs = [(twins[row], answer) for row, answer in zip(found[1], found[2], strict=True) if twins[row]]
+    if len(pairs) < _FEWEST_ROWS:
+        return False
+    said = [[train.rows[row][place] for row in same] for same, _ in pairs]
+    for target, all_answers in truth.columns.items():
+        answers = [all_answers[row] for _, row in pairs]
+        if truth.numbers(target) is None:
+            if _tells([Counter(values).most_common(1)[0][0] for values in said], answers, quantity=False):
+                return True
+        elif all(_numbers(values) is not None for values in said):
+            means = [str(np.array(values, dtype=float).mean()) for values in said]
+            if _tells(means, answers, quantity=True):  # noisy twins of a strong feature tell much, but not the answer itself
+                return True
+    return False
 
 
 def _file_overlap(hashes: dict[str, dict[str, str]]) -> Iterator[Finding]:

@@ -64,7 +64,8 @@ class Metric:
 METRICS: Registry[Metric] = Registry("metric")
 
 
-def custom_metric(
+def metric(  # noqa: PLR0913 - a table row
+    name: str | None = None,
     *,
     better: Literal["higher", "lower"],
     low: float | None = None,
@@ -72,29 +73,16 @@ def custom_metric(
     needs: Need = "numbers",
     columns: Literal["one", "many"] = "one",
 ) -> Callable[[Callable[[Array, Array], float]], Metric]:
-    """Decorator for the one odd function in a `metric.py` beside a spec, which says `metric = "metric.py:name"`."""
+    """Decorator: make a function a metric, in the table under `name`.
+
+    The one odd function in a `metric.py` beside a spec, which says `metric = "metric.py:function"`, needs no name.
+    """
 
     def make(function: Callable[[Array, Array], float]) -> Metric:
-        return Metric(function, better, low, high, needs, columns)
+        made = Metric(function, better, low, high, needs, columns)
+        return made if name is None else METRICS.register(name)(made)
 
     return make
-
-
-def metric(  # noqa: PLR0913 - a table row
-    name: str,
-    *,
-    better: Literal["higher", "lower"],
-    low: float | None = None,
-    high: float | None = None,
-    needs: Need = "numbers",
-    columns: Literal["one", "many"] = "one",
-) -> Callable[[Callable[[Array, Array], float]], Metric]:
-    """Decorator: put a function in the table under `name`."""
-
-    def add(function: Callable[[Array, Array], float]) -> Metric:
-        return METRICS.register(name)(custom_metric(better=better, low=low, high=high, needs=needs, columns=columns)(function))
-
-    return add
 
 
 def find_metric(name: str, folder: Path | None = None) -> Metric:
@@ -104,7 +92,7 @@ def find_metric(name: str, folder: Path | None = None) -> Metric:
         raise ConfigError(f"{name!r}: a metric's file lies beside competition.toml")
     found = _from_file(folder / file, attribute) if folder is not None and file.endswith(".py") else METRICS[name]
     if not isinstance(found, Metric):
-        raise ConfigError(f"{name!r} is no metric; decorate it with custom_metric(better=...)")
+        raise ConfigError(f"{name!r} is no metric; decorate it with metric(better=...)")
     return found
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dojo_kernel.competition.lint import lint
 from dojo_kernel.competition.recipes import RECIPES, Job, Recipe
 from dojo_kernel.errors import ConfigError, DojoError
+from dojo_kernel.registry import meant
 from dojo_kernel.settings import data_root
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ def prepare(competition: Competition, *, force: bool = False, progress: Progress
                 return folder
             _make(competition, say)
     except OSError as error:
-        raise ConfigError(f"cannot prepare {competition.slug}: {error.filename or folder}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot prepare {competition.slug}: {error.filename or folder}: {error.strerror}; "
+            f"to keep data elsewhere: DOJO_DATA=FOLDER dojo prepare {competition.slug}"
+        ) from error
     say(f"{competition.slug} is prepared in {folder}")
     return folder
 
@@ -97,8 +101,16 @@ def _make(competition: Competition, say: Progress) -> None:
 def _run_recipe(competition: Competition, job: Job) -> None:
     recipe = find_recipe(competition)
     parameters = {key: value for key, value in competition.prepare.parameters.items() if key != "accept"}
+    signature = inspect.signature(recipe)
+    named = [one.name for one in signature.parameters.values()][1:]
+    loose = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+    if not loose and (unknown := sorted(set(parameters) - set(named))):
+        raise ConfigError(
+            f"{competition.folder}/competition.toml: prepare.{unknown[0]}: recipe {competition.prepare.recipe!r} has no such key"
+            f"; {meant(unknown[0], [*named, 'accept'])}"
+        )
     try:
-        inspect.signature(recipe).bind(job, **parameters)
+        signature.bind(job, **parameters)
     except TypeError as error:
         raise ConfigError(f"{competition.folder}: [prepare]: recipe {competition.prepare.recipe!r}: {error}") from None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,7 +14,8 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_valida
 from dojo_kernel.competition.metrics import Metric, find_metric
 from dojo_kernel.errors import ConfigError, NotPreparedError
 from dojo_kernel.records import Record
-from dojo_kernel.settings import data_root
+from dojo_kernel.registry import meant
+from dojo_kernel.settings import FROM_THE_FOLDER, data_root, in_words
 
 SPEC_FILE = "competition.toml"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
@@ -191,26 +191,18 @@ def load(folder: Path) -> Competition:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
-    for reserved in ("slug", "folder"):
+    for reserved in FROM_THE_FOLDER:
         if reserved in given:
             raise ConfigError(f"{path}: {reserved}: comes from the folder's name; leave it out")
     try:
         competition = Competition(**given, slug=folder.name, folder=folder)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from None
+        raise ConfigError(f"{path}: {in_words(error, Competition)}") from None
     try:
         competition.scorer.check(tuple(competition.submission.columns.values()))
     except ConfigError as error:
         raise ConfigError(f"{path}: metric: {error}") from None
     return competition
-
-
-def _one_line(error: ValidationError) -> str:
-    found: dict[str, str] = {}
-    for one in error.errors(include_url=False):
-        where = ".".join(str(part) for part in one["loc"] if part not in ("tuple[str, ...]", "literal['int','float','str']"))
-        found.setdefault(where, one["msg"].removeprefix("Value error, "))
-    return "; ".join(f"{where}: {message}" if where else message for where, message in list(found.items())[:5]).replace("\n", " ")
 
 
 def find(slug_or_path: str | Path) -> Competition:
@@ -229,10 +221,7 @@ def find(slug_or_path: str | Path) -> Competition:
         return load(path)
     if isinstance(slug_or_path, Path) or "/" in text:
         raise ConfigError(f"{text}: no folder with a {SPEC_FILE}")
-    names = bundled_slugs()
-    close = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names)}"
-    raise ConfigError(f"no competition is called {text[:80]!r}; {hint}")
+    raise ConfigError(f"no competition is called {text[:80]!r}; {meant(text[:80], bundled_slugs())}")
 
 
 def bundled_slugs() -> list[str]:

@@ -30,6 +30,7 @@ from dojo_kernel.records import (
     Closed,
     Display,
     Error,
+    Event,
     Execution,
     Grade,
     Interrupted,
@@ -57,7 +58,7 @@ IMAGES: Final = 20
 MAGIC: Final[Mapping[str, bytes]] = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 
 _OUTPUTS: Final[TypeAdapter[tuple[Stream | Display | Result | Error, ...]]] = TypeAdapter(tuple[Output, ...])
-_ESCAPE: Final = re.compile(
+ESCAPE: Final = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]{0,10000}(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS, APC: titles, links
     r"|\x9b[0-?]*[ -/]*[@-~]"
@@ -68,7 +69,8 @@ _INVISIBLE: Final = re.compile(r"[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u
 _CODE_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 
 SETUP: Final = """\
-# Makes this notebook runnable outside the box it was played in: the competition's public files in data/, beside it.
+# Makes this notebook run outside the box it was played in,
+# with the competition's public files in data/ beside it.
 import os
 
 os.environ["DOJO_DATA_DIR"] = os.path.abspath(os.environ.get("DOJO_DATA_DIR", "data"))
@@ -80,13 +82,13 @@ if not os.path.isdir("data"):
 """
 
 
-def write_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], path: Path) -> None:
+def write_notebook(events: Sequence[Event], path: Path) -> None:
     """Write the notebook at `path`, whole or not at all. Raises JournalError without an Opened event, OSError."""
     text: str = _V4.writes(to_notebook(events), ensure_ascii=True)
     write_atomically(path, text.encode("ascii") + b"\n")
 
 
-def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed]) -> nbformat.NotebookNode:
+def to_notebook(events: Sequence[Event]) -> nbformat.NotebookNode:
     """The events as a valid nbformat 4.5 notebook. Raises JournalError when the first is not Opened."""
     if not events or not isinstance(events[0], Opened):
         raise JournalError("a notebook needs a journal that begins with an opened episode")
@@ -101,6 +103,7 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resume
             page.add_interrupted(event.index)
         elif isinstance(event, Resumed):
             page.add_resumed(event)
+    page.cells.append(_V4.new_markdown_cell(_box(opened), id="dojo-box"))
     notebook: nbformat.NotebookNode = _V4.new_notebook(
         cells=page.cells,
         metadata={
@@ -119,7 +122,7 @@ def to_notebook(events: Sequence[Opened | Acted | Stepped | Interrupted | Resume
     return notebook
 
 
-def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]:
+def events_from_notebook(path: Path) -> list[Event]:
     """The events that a notebook of ours was made from, with outputs as far as it kept them. Raises JournalError."""
     try:
         read: Any = nbformat.read
@@ -127,7 +130,7 @@ def events_from_notebook(path: Path) -> list[Opened | Acted | Stepped | Interrup
         about = notebook.metadata["dojo"]
         if about["schema"] != SCHEMA:
             raise JournalError(f"{path}: notebook schema {about['schema']}; this version reads {SCHEMA}")
-        events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = [Opened.model_validate(_plain(about["opened"]))]
+        events: list[Event] = [Opened.model_validate(_plain(about["opened"]))]
         for cell in notebook.cells:
             events.extend(_events_of(cell))
         if about["closed"] is not None:
@@ -154,8 +157,6 @@ class _Page:
         """The cell that is left out of "Run all" although it changed something."""
 
     def add_step(self, step: Step) -> None:
-        if step.said and step.said.strip():
-            self.cells.append(_V4.new_markdown_cell(fenced(step.said), id=f"{step.cell_id}-said"))
         run = step.execution
         if run is None:
             self._add_plain(step)
@@ -165,19 +166,25 @@ class _Page:
                 self._add_restart(step.cell_id, "The kernel had died or was killed: it starts here with empty memory.")
             self._life, self._fresh = run.life, False
         self._add_code(step, run)
+        if step.grade is not None:
+            reward = f"Reward {step.reward:.4g}."
+            self.cells.append(_V4.new_markdown_cell(f"{_grade(step.grade)} {reward}", id=f"{step.cell_id}-grade"))
 
     def _add_plain(self, step: Step) -> None:
         name = step.action.name
+        arguments = {key: value for key, value in step.action.to_wire().items() if key != "name"}
+        parts = [_heading(step)]
+        if arguments:
+            parts += ["Called with", fenced(json.dumps(whole_text(arguments), ensure_ascii=False, default=str))]
+        parts += ["Answered", fenced(step.observation.text)]
+        about = {"dojo": _about(step)}
+        self.cells.append(_V4.new_markdown_cell("\n\n".join(parts), id=step.cell_id, metadata=about))
         if name == "reset":
             self._add_restart(step.cell_id, "The agent restarted the kernel: it goes on with empty memory.")
-        arguments = {key: value for key, value in step.action.to_wire().items() if key != "name"}
-        given = json.dumps(whole_text(arguments), ensure_ascii=False, default=str)
-        text = f"**{entities(name)}**\n\n{fenced(given)}\n\n{fenced(step.observation.text)}"
-        self.cells.append(_V4.new_markdown_cell(text, id=step.cell_id, metadata={"dojo": _about(step)}))
 
     def add_interrupted(self, index: int) -> None:
         name = f"s{index:04d}"
-        text = f"Step {index} was interrupted: its result was lost with the host process, and it was not run again."
+        text = f"## Step {index + 1}\n\nInterrupted: its result was lost with the host process, and it was not run again."
         self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": {"interrupted": index}}))
         self._add_restart(name, "The kernel was lost with the host process: it starts here with empty memory.")
 
@@ -186,7 +193,7 @@ class _Page:
         self._places |= {event.data_path: "data", event.workspace_path: "."}
         self._life = 0
         name = f"resumed-{self._resumed}"
-        text = f"The episode was resumed, {entities(event.started_at)}: the box was new, its workspace empty."
+        text = f"---\nThe episode was resumed, {_moment(event.started_at)}: the box was new, its workspace empty."
         about = {"resumed": _safe(event.model_dump(mode="python"))}
         self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": about}))
         self._add_restart(name, "The kernel of before is gone: it starts here with empty memory.")
@@ -223,8 +230,8 @@ class _Page:
         outputs = shown(run.outputs)
         if len(outputs) != len(run.outputs) or outputs != list(run.outputs):
             about["defused"] = True
-        if note:
-            self.cells.append(_V4.new_markdown_cell(f"*{note}*", id=f"{step.cell_id}-note"))
+        heading = _heading(step) + (f"\n\n*{note}*" if note else "")
+        self.cells.append(_V4.new_markdown_cell(heading, id=f"{step.cell_id}-head"))
         cell = _V4.new_code_cell(
             source,
             id=step.cell_id,
@@ -244,6 +251,13 @@ class _Page:
         nodes = [_node(one, None) for one in shown(late)]
         home.outputs.extend(nodes)
         home.metadata["dojo"]["late_outputs"] = home.metadata["dojo"].get("late_outputs", 0) + len(nodes)
+
+
+def _heading(step: Step) -> str:
+    """What a reader finds the step by, and what the agent said with it."""
+    failed = "" if step.observation.ok else " (failed)"
+    line = f"## Step {step.index + 1}: {entities(step.action.name)}{failed}"
+    return f"{line}\n\n{fenced(step.said)}" if step.said and step.said.strip() else line
 
 
 def _about(step: Step) -> dict[str, Any]:
@@ -306,32 +320,64 @@ def _death(run: Execution) -> str:
 # --- the header ------------------------------------------------------------------------------------------------------
 
 
-def _header(
-    events: Sequence[Opened | Acted | Stepped | Interrupted | Resumed | Closed], opened: Opened, closed: Closed | None
-) -> str:
+def _header(events: Sequence[Event], opened: Opened, closed: Closed | None) -> str:
     steps = [one.step for one in events if isinstance(one, Stepped)]
     lines = [
         f"# {entities(opened.competition)}",
         "",
         (
             f"Played by **{entities(opened.agent or 'an unnamed agent')}** in the **{entities(opened.box)}** box, "
-            f"from {entities(opened.started_at)}; seed {opened.seed}; {len(steps)} steps."
+            f"{_moment(opened.started_at)}; seed {opened.seed}; {_counted(len(steps), 'step')}."
         ),
         "",
         _result(closed),
+        "",
+        *_scores(steps),
+        (
+            "To run this notebook, put the competition's public files into `data/` beside it. "
+            "Cells tagged `skip-execution` were tried in a scratch kernel or ended by the box; leave them out."
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _scores(steps: Sequence[Step]) -> list[str]:
+    """A table of the submissions; nothing when there was none."""
+    graded = [(step, step.grade) for step in steps if step.grade is not None]
+    rows = [
+        f"| {step.index + 1} | {'not scored' if grade.score is None else f'{grade.score:.10g}'} "
+        f"| {'; '.join(entities(str(one)) for one in grade.standings) or '-'} | {step.reward:.4g} |"
+        for step, grade in graded
+    ]
+    return [f"| step | score on the {graded[0][1].rows} rows | place | reward |", "|---|---|---|---|", *rows, ""] if rows else []
+
+
+def _box(opened: Opened) -> str:
+    lines = [
+        "## The box",
         "",
         "| limit | held by | detail |",
         "|---|---|---|",
         *(f"| {entities(one.limit)} | {entities(one.by)} | {entities(one.detail)} |" for one in opened.enforcement),
         "",
         (
-            f"Box paths in the cells are written relative here (`{entities(opened.data_path)}` is `data`, "
-            f"`{entities(opened.workspace_path)}` is this folder); the code as it ran is in each cell's metadata. "
-            "To run this notebook, put the competition's public files into `data/` beside it. "
-            "Cells tagged `skip-execution` were tried in a scratch kernel or ended by the box; they are not run."
+            f"Its paths are written relative in the cells ({entities(opened.data_path)} is `data`, "
+            f"{entities(opened.workspace_path)} is this folder); the code as it ran is in each cell's metadata."
         ),
     ]
     return "\n".join(lines)
+
+
+def _moment(text: str) -> str:
+    """A time to the minute; what is none stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}"
+    except ValueError:
+        return entities(text)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _result(closed: Closed | None) -> str:
@@ -340,18 +386,17 @@ def _result(closed: Closed | None) -> str:
     ended = f"Ended by: {entities(closed.reason)}, after {closed.seconds:.1f} s."
     if closed.final is None:
         return f"**No final score.** {ended}"
-    return f"{_grade(closed.final)} {ended}"
+    return f"{_grade(closed.final, 'Final score')} {ended}"
 
 
-def _grade(grade: Grade) -> str:
+def _grade(grade: Grade, what: str = "Score") -> str:
     if grade.score is None:
-        return f"**No final score:** {entities(grade.problem or 'not graded')}."
-    parts = [f"**Final score {grade.score:g}** on the {grade.rows} rows."]
-    for one in grade.standings:
-        board = "reference board (made by scripts, not people)" if one.board == "reference" else f"{entities(one.board)} board"
-        parts.append(f"Position {one.position} of {one.teams} on the {board}.")
+        return f"**No {what.lower()}:** {entities(grade.problem or 'not graded')}."
+    parts = [f"**{what} {grade.score:.10g}** on the {grade.rows} rows."]
+    parts += [f"Place: {entities(str(one))}." for one in grade.standings]
     if grade.medal:
-        parts.append(f"Medal: {grade.medal}.")
+        against = " among programs" if all(one.board.startswith("reference") for one in grade.standings) else ""
+        parts.append(f"Medal: {grade.medal}{against}.")
     return " ".join(parts)
 
 
@@ -361,7 +406,7 @@ def _grade(grade: Grade) -> str:
 def plain(text: str) -> str:
     """Text for people's eyes: no escape sequence, no control character but newline and tab; what is invisible is spelled out."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n")
-    return _INVISIBLE.sub(_escaped, _CONTROL.sub("", _ESCAPE.sub("", text)))
+    return _INVISIBLE.sub(_escaped, _CONTROL.sub("", ESCAPE.sub("", text)))
 
 
 def _escaped(found: re.Match[str]) -> str:

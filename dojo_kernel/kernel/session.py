@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 
 EXIT_S = 5.0
 """From a kill to the exit event; then the box is removed."""
-SYNTAX_CHARS = 200_000
-"""Longer cells are not parsed on the host: the scratch kernel finds their mistakes."""
+SYNTAX_CHARS = 50_000
+"""Longer cells are not parsed on the host, where the worst of this length holds the interpreter for 0.4 s: the scratch kernel
+finds their mistakes."""
+SYNTAX_SECONDS = 1.0
+"""After which IPython's rewriting, which reads a cell once more for each `!` and `%`, is left to the scratch kernel too."""
 MEMORY_WARNING = 0.85
 FORK_S = 20.0
 FORK_BYTES = 48 << 20
@@ -629,10 +633,21 @@ def describe(death: Death) -> str:
 
 def syntax_error(code: str) -> Error | None:
     """What is wrong with a cell's syntax, IPython's own included; None also when it is too large or too deep to say here."""
-    if len(code) > SYNTAX_CHARS:
+    if len(code) > SYNTAX_CHARS or re.search(r"[^\x00-\x7f]{500}", code):  # normalising a name of marks alone is quadratic
         return None
+    deadline = time.monotonic() + SYNTAX_SECONDS
+    manager = TransformerManager()  # type: ignore[no-untyped-call]
+    rewrite = manager.do_one_token_transform
+
+    def rewrite_in_time(lines: list[str]) -> tuple[bool, list[str]]:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        changed: tuple[bool, list[str]] = rewrite(lines)  # type: ignore[no-untyped-call]
+        return changed
+
+    manager.do_one_token_transform = rewrite_in_time  # type: ignore[method-assign]
     try:
-        python = TransformerManager().transform_cell(code)  # type: ignore[no-untyped-call]
+        python = manager.transform_cell(code)
         compile(python, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError as error:
         line = f", line {error.lineno}" if error.lineno else ""
@@ -644,7 +659,7 @@ def syntax_error(code: str) -> Error | None:
         return Error(ename=name, evalue=message, traceback=(*shown, f"{name}: {message}"))
     except ValueError as error:  # a NUL, a lone surrogate
         return Error(ename="SyntaxError", evalue=str(error)[:500], traceback=(f"SyntaxError: {str(error)[:500]}",))
-    except (RecursionError, MemoryError):  # deeper than this process likes; the scratch kernel will say
+    except (RecursionError, MemoryError, TimeoutError):  # more than this process likes; the scratch kernel will say
         return None
     return None
 

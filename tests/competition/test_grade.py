@@ -121,8 +121,8 @@ async def test_a_killed_child_is_replaced(tmp_path):
 
 SLOW = """
 import time
-from dojo_kernel.competition.metrics import custom_metric
-@custom_metric(better="lower", low=0.0)
+from dojo_kernel.competition.metrics import metric
+@metric(better="lower", low=0.0)
 def slow(truth, prediction):
     '''Never ends on a file of tens.'''
     while prediction[0] == 10:
@@ -146,8 +146,8 @@ async def test_a_grading_that_does_not_end_is_ended_and_the_next_one_works(tmp_p
 
 
 BROKEN = """
-from dojo_kernel.competition.metrics import custom_metric
-@custom_metric(better="lower")
+from dojo_kernel.competition.metrics import metric
+@metric(better="lower")
 def broken(truth, prediction):
     '''Fails.'''
     print("CANARY")

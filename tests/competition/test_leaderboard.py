@@ -106,3 +106,26 @@ def test_a_broken_board_is_one_line_with_its_file(tmp_path, monkeypatch):
     competition = make_competition(tmp_path, answers="Id,y\n1,2\n", files={"reference_board.csv": "rank,score\n1,nan\n"})
     with pytest.raises(ConfigError, match=r"reference_board\.csv"):
         Leaderboard.load(competition)
+
+
+def test_scores_of_public_rows_meet_the_board_of_public_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
+    files = {
+        name: f"rank,score,entry\n1,{score},a\n"
+        for name, score in (("reference_board.csv", 1), ("reference_public_board.csv", 2))
+    }
+    boards = Leaderboard.load(make_competition(tmp_path, answers="Id,y\n1,2\n", files=files))
+    assert {rows: [board.scores for board in boards_for(boards, rows)] for rows in ("public", "private", "all")} == {
+        "public": [(2.0,)],
+        "private": [(1.0,)],
+        "all": [(1.0,)],
+    }
+    only = [board for board in boards if board.name == "reference"]
+    assert boards_for(only, "public") == only
+
+
+def test_a_place_on_a_reference_board_is_never_told_as_one_among_people():
+    board = Leaderboard.of("reference_public", range(1, 5), "lower")
+    assert str(board.standing(2)) == "2 of 4 on the reference board (programs, not people)"
+    assert str(board.standing(9)) == "below all 4 of the reference board (programs, not people)"
+    assert str(Leaderboard.of("private", range(1, 5), "lower").standing(2)) == "2 of 4 on the private board"

@@ -6,7 +6,11 @@ import shutil
 import zipfile
 from functools import cache
 
+import numpy as np
+import pandas as pd
 import pytest
+import vega_datasets
+from competition_fixtures import make_competition
 
 from dojo_kernel.competition import find
 from dojo_kernel.competition.lint import lint
@@ -140,3 +144,79 @@ def test_clean_data_has_no_finding(prepared, slug):
     assert [
         str(finding) for finding in lint(find(slug), prepared(slug) / "public", prepared(slug) / "private") if finding.blocks
     ] == []
+
+
+# --- equal rows on both sides: cars, whose horsepower is no secret of theirs -------------------------------------------------
+
+
+def cars(tmp_path, columns, target, *, shuffle_labels=False):
+    """Real cars, a third of them as test, with `columns` as features and `target` to be told."""
+    table = pd.DataFrame(json.loads(vega_datasets.data.cars.raw())).dropna().reset_index(drop=True)
+    order = np.random.default_rng(0).permutation(len(table))
+    table = table.iloc[order].reset_index(drop=True)
+    table.insert(0, "Id", [f"car{number:04d}" for number in np.random.default_rng(1).permutation(len(table))])
+    if shuffle_labels:
+        table[target] = np.random.default_rng(2).permutation(table[target])
+    test, train = table.iloc[: len(table) // 3], table.iloc[len(table) // 3 :]
+    kind = "float" if table[target].dtype.kind in "fi" else "str"
+    metric = "rmse" if kind == "float" else "accuracy"
+    answers = test[["Id", target]].to_csv(index=False)
+    competition = make_competition(tmp_path, metric=metric, columns=f'{{ {target} = "{kind}" }}', answers=answers)
+    return competition, train, test, columns
+
+
+def overlap_of(competition, train, test, columns):
+    target = next(iter(competition.submission.columns))
+    train[["Id", *columns, target]].to_csv(competition.public_dir / "train.csv", index=False)
+    test[["Id", *columns]].to_csv(competition.public_dir / "test.csv", index=False)
+    found = lint(competition, competition.public_dir, competition.private_dir)
+    return [finding.blocks for finding in found if finding.check == "overlap"]
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
+
+
+def in_train_too(test, train, columns):
+    return test[columns].apply(tuple, axis=1).isin(train[columns].apply(tuple, axis=1)).mean()
+
+
+@pytest.mark.parametrize("target", ["Miles_per_Gallon", "Horsepower", "Weight_in_lbs"])
+def test_coarse_features_that_repeat_with_other_answers_are_no_leak(own_data, tmp_path, target):
+    competition, train, test, columns = cars(tmp_path, ["Cylinders", "Origin"], target)
+    assert in_train_too(test, train, columns) > 0.9
+    assert overlap_of(competition, train, test, columns) == []
+
+
+def test_repeated_features_that_tell_the_answer_are_refused(own_data, tmp_path):
+    competition, train, test, columns = cars(tmp_path, ["Name", "Cylinders"], "Origin")
+    both = pd.concat([train, train.assign(Id="b" + train["Id"])])  # a car is listed twice: repeats are nothing special
+    assert in_train_too(test, both, columns) < 0.5
+    assert overlap_of(competition, both, test, columns) == [True]
+
+
+def test_the_same_repeated_features_with_shuffled_answers_are_no_leak(own_data, tmp_path):
+    competition, train, test, columns = cars(tmp_path, ["Name", "Cylinders"], "Origin", shuffle_labels=True)
+    both = pd.concat([train, train.assign(Id="b" + train["Id"])])
+    assert overlap_of(competition, both, test, columns) == []
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_test_rows_copied_into_train_are_refused_whatever_answer_stands_there(own_data, tmp_path, share):
+    competition, train, test, columns = cars(
+        tmp_path, ["Displacement", "Horsepower", "Weight_in_lbs", "Acceleration"], "Miles_per_Gallon"
+    )
+    assert True not in overlap_of(competition, train, test, columns)
+    copied_rows = test.iloc[: int(len(test) * share)].assign(Miles_per_Gallon=0.0)
+    copied_rows = copied_rows.assign(Id="b" + copied_rows["Id"])
+    assert overlap_of(competition, pd.concat([train, copied_rows]), test, columns) == [True]
+
+
+@pytest.mark.parametrize(("noise", "refused"), [(0.0, [True]), (1.0, [])])
+def test_equal_rows_with_a_quantity_are_refused_when_it_is_the_very_same(own_data, tmp_path, noise, refused):
+    competition, train, test, columns = cars(tmp_path, ["Name", "Weight_in_lbs"], "Miles_per_Gallon")
+    copied_rows = test.iloc[::2].assign(Id="b" + test["Id"])
+    copied_rows["Miles_per_Gallon"] += np.random.default_rng(0).normal(0, noise, len(copied_rows)).round(2)
+    both = pd.concat([train, train.assign(Id="c" + train["Id"]), copied_rows])  # repeats are nothing special
+    assert overlap_of(competition, both, test, columns) == refused

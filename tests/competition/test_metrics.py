@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 
-from dojo_kernel.competition.metrics import METRICS, custom_metric, find_metric
+from dojo_kernel.competition.metrics import METRICS, find_metric, metric
 from dojo_kernel.competition.strict_csv import Wanted, read
 from dojo_kernel.errors import ConfigError, SubmissionError
 
@@ -149,8 +149,8 @@ def test_edge_cases_of_agreement():
 
 def test_a_metric_of_ones_own_lies_beside_the_spec(tmp_path):
     (tmp_path / "metric.py").write_text(
-        "import numpy as np\nfrom dojo_kernel.competition.metrics import custom_metric\n"
-        "@custom_metric(better='lower', low=0.0)\ndef worst(truth, prediction):\n    '''Largest error.'''\n    return np.max(np.abs(truth - prediction))\n"
+        "import numpy as np\nfrom dojo_kernel.competition.metrics import metric\n"
+        "@metric(better='lower', low=0.0)\ndef worst(truth, prediction):\n    '''Largest error.'''\n    return np.max(np.abs(truth - prediction))\n"
         "def plain(truth, prediction):\n    return 0\n"
     )
     worst = find_metric("metric.py:worst", tmp_path)
@@ -175,7 +175,7 @@ def test_a_metric_says_which_columns_it_cannot_score():
         METRICS["rmse"].check(("str",))
     with pytest.raises(ConfigError, match="must be int"):
         METRICS["f1"].check(("float",))
-    custom_metric(better="higher", needs="labels", columns="many")(lambda truth, prediction: 0.0).check(("str", ("a", "b")))
+    metric(better="higher", needs="labels", columns="many")(lambda truth, prediction: 0.0).check(("str", ("a", "b")))
 
 
 def test_metrics_warn_of_nothing_on_honest_data():

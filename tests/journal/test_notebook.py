@@ -173,8 +173,27 @@ def test_each_step_is_a_cell_of_its_name_with_the_tags_that_run_all_needs():
 def test_the_header_says_that_a_reference_board_is_no_board_of_people():
     header = to_notebook(whole_episode()).cells[0].source
     assert "Final score 0.5" in header
-    assert "Position 2 of 4 on the reference board (made by scripts, not people)" in header
-    assert "| memory | cgroup | 4 GB |" in header
+    assert "2 of 4 on the reference board &#40;programs, not people&#41;" in header
+
+
+def test_the_notebook_ends_with_what_held_the_limits_of_its_box():
+    assert "| memory | cgroup | 4 GB |" in to_notebook(whole_episode()).cells[-1].source
+
+
+def test_every_step_has_a_heading_and_every_submission_its_score():
+    notebook = to_notebook(whole_episode())
+    pages = [one.source for one in notebook.cells if one.cell_type == "markdown"]
+    headings = [page.split("\n")[0] for page in pages if page.startswith("## Step")]
+    assert headings[:4] == [
+        "## Step 1: execute&#95;code",
+        "## Step 2: execute&#95;code",
+        "## Step 3: validate&#95;code",
+        "## Step 4: get&#95;history",
+    ]
+    assert [heading.split(":")[0] for heading in headings] == [f"## Step {number}" for number in range(1, 14)]
+    assert "I look." in cell(notebook, "s0000-head").source
+    assert "**Score 0.5** on the public rows. Place: 2 of 4" in cell(notebook, "s0007-grade").source
+    assert "| 8 | 0.5 | 2 of 4" in notebook.cells[0].source
 
 
 def test_box_paths_become_relative_and_the_source_as_it_ran_is_kept():
