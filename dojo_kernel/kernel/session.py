@@ -81,6 +81,9 @@ class Kernel(Protocol):
     async def restore(self, snapshot: str, *, seed: int | None = None) -> tuple[str, ...]:
         """Go back to a checkpoint; what is missing, a line each. Raises KeyError, BoxLostError, KernelStartError."""
 
+    async def evict_checkpoints(self) -> tuple[str, ...]:
+        """While memory is short, turn the oldest checkpoints into files of their variables; returns which."""
+
     async def branch(self, count: int, *, seeds: Sequence[int | None] | None = None) -> Sequence[Kernel]:
         """Siblings with the same variables and files. Raises ForkRefusedError, BoxLostError, KernelStartError."""
 
@@ -102,6 +105,8 @@ class Snapshot(NamedTuple):
     lost: tuple[str, ...]
     """What it does not hold, a line each: threads, child processes, asyncio tasks."""
     seconds: float
+    evicted: tuple[str, ...] = ()
+    """Older ones that became files of their variables, as there were too many."""
 
 
 class _Checkpoint:
@@ -472,9 +477,10 @@ class KernelSession:
             assert child.process.room is not None
             self._checkpoints[made.id] = _Checkpoint(made, child.process.room, child)
             waiting = [one for one in self._checkpoints.values() if one.executor is not None]
-            for oldest in waiting[: -self._settings.max_checkpoints]:
+            too_many = waiting[: -self._settings.max_checkpoints]
+            for oldest in too_many:
                 await self._evict(oldest)
-            return made
+            return made._replace(evicted=tuple(one.snapshot.id for one in too_many))
 
     async def _evict(self, checkpoint: _Checkpoint) -> None:
         """Replace the process by a file of its variables, written inside the box."""
@@ -489,18 +495,19 @@ class KernelSession:
         executor.close()
         await self._end(executor.process)
 
-    async def evict_checkpoints(self, below: float = MEMORY_WARNING) -> int:
-        """While more of the memory than that is in use, turn the oldest checkpoints into files; returns how many."""
-        count = 0
+    async def evict_checkpoints(self, below: float = MEMORY_WARNING) -> tuple[str, ...]:
+        """While more of the memory than that is in use, turn the oldest checkpoints into files; returns which."""
+        evicted = []
         limit = self._settings.limits.memory_gb * 2**30
-        for checkpoint in list(self._checkpoints.values()):
-            used = await self._box.memory_used()
-            if used is None or used <= below * limit:
-                break
-            if checkpoint.executor is not None:
-                await self._evict(checkpoint)
-                count += 1
-        return count
+        async with self._lock:
+            for name, checkpoint in self._checkpoints.items():
+                used = await self._box.memory_used()
+                if used is None or used <= below * limit:
+                    break
+                if checkpoint.executor is not None:
+                    await self._evict(checkpoint)
+                    evicted.append(name)
+        return tuple(evicted)
 
     async def restore(self, snapshot: str, *, seed: int | None = None) -> tuple[str, ...]:
         """Go back to a checkpoint, which stays; what is missing, a line each.
