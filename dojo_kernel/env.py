@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from pydantic import ValidationError
 
-from dojo_kernel.actions import ACTIONS, Action, tool_schemas
+from dojo_kernel.actions import ACTIONS, Action, offered, tool_schemas
 from dojo_kernel.episode import StartKernel, in_a_box, open_episode
 from dojo_kernel.errors import ActionError, ConfigError
 from dojo_kernel.settings import EpisodeSettings, KernelSettings, in_words
@@ -73,8 +73,14 @@ class UnicodeText(spaces.Space[str]):
 class ActionSpace(spaces.Space[dict[str, Any]]):
     """Every action in its wire form, `{"name": "execute_code", "code": "..."}`; `.schemas` has the JSON schemas."""
 
-    def __init__(self, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(
+        self,
+        seed: int | np.random.Generator | None = None,
+        *,
+        settings: EpisodeSettings = EpisodeSettings(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__(None, None, seed)
+        self._settings = settings
 
     @property
     def is_np_flattenable(self) -> bool:
@@ -84,7 +90,7 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
     @property
     def schemas(self) -> list[dict[str, Any]]:
         """What a function-calling model needs to know."""
-        return tool_schemas()
+        return tool_schemas(self._settings)
 
     def sample(self, mask: Any = None, probability: Any = None) -> dict[str, Any]:
         """A harmless call of one of the built-in actions."""
@@ -100,9 +106,10 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
 
     def contains(self, x: Any) -> bool:
         """Whether `x` fits the schema of the action that it names."""
+        names = offered(self._settings)
         if isinstance(x, Action):
-            return True
-        if not isinstance(x, dict) or x.get("name") not in ACTIONS:
+            return x.name in names
+        if not isinstance(x, dict) or x.get("name") not in names:
             return False
         try:
             ACTIONS[x["name"]].model_validate({key: value for key, value in x.items() if key != "name"})
@@ -111,10 +118,10 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
         return True
 
     def __repr__(self) -> str:
-        return f"ActionSpace({', '.join(ACTIONS)})"
+        return f"ActionSpace({', '.join(offered(self._settings))})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActionSpace)
+        return isinstance(other, ActionSpace) and offered(other._settings) == offered(self._settings)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -154,9 +161,11 @@ def _number(score: float | None) -> np.ndarray[Any, Any]:
 
 
 class _Loop:
-    """One asyncio loop in one daemon thread."""
+    """One asyncio loop in one daemon thread, for an environment and its branches; it ends with the last of them."""
 
     def __init__(self) -> None:
+        self._users = 1
+        self._counting = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dojo-env", daemon=True)
         self._thread.start()
@@ -170,10 +179,18 @@ class _Loop:
             future.cancel()
             raise
 
-    def stop(self) -> None:
-        """Idempotent."""
-        if self._loop.is_closed():
-            return
+    def shared(self) -> _Loop:
+        """For one more environment."""
+        with self._counting:
+            self._users += 1
+        return self
+
+    def leave(self) -> None:
+        """Once an environment."""
+        with self._counting:
+            self._users -= 1
+            if self._users:
+                return
         self.run(self._loop.shutdown_asyncgens())  # in its own thread: the caller's may have a loop, as in a notebook
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -209,6 +226,16 @@ class _Seat:
             )
         )
         return self.episode.first_observation
+
+    async def branch(self, count: int, seeds: Sequence[int | None] | None) -> list[_Seat]:
+        """Seats at which branches of the episode under way are played."""
+        seats = []
+        for episode in await self.present().branch(count, seeds=seeds):
+            seat = _Seat(self._competition, self._settings, self._kernel, self._start_kernel)
+            seat.folder, seat.episode = self.folder, episode
+            seat._stack.push_async_callback(episode.close)
+            seats.append(seat)
+        return seats
 
     async def step(self, action: object) -> Step:
         return await self.present().step(action)
@@ -296,13 +323,18 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is none of {', '.join(self.metadata['render_modes'])}")
+        rules = _settings(EpisodeSettings, settings)
+        seat = _Seat(competition, rules, _settings(KernelSettings, kernel), start_kernel)
+        seat.folder = None if folder is None else Path(folder)
+        self._sit_down(seat, _Loop(), ActionSpace(settings=rules), render_mode)
+
+    def _sit_down(self, seat: _Seat, loop: _Loop, actions: ActionSpace, render_mode: str | None) -> None:
         self.render_mode = render_mode
-        self.action_space = ActionSpace()
+        self.action_space = actions
         self.observation_space = observation_space()
-        self._seat = _Seat(competition, _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel), start_kernel)
-        self._seat.folder = None if folder is None else Path(folder)
+        self._seat = seat
         self._shown = ""
-        self._loop = _Loop()
+        self._loop = loop
         self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -319,6 +351,19 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         terminated, truncated = self._seat.ending()
         self._show(step.observation.text)
         return _as_arrays(step.observation), step.reward, terminated, truncated, self._seat.info(step)
+
+    def branch(self, count: int, *, seeds: Sequence[int | None] | None = None) -> list[DojoEnv]:
+        """Environments that begin where this one is; each is stepped and closed by itself, and needs no reset.
+
+        Arguments and faults as for `Episode.branch`.
+        """
+        branches = []
+        for seat in self._run(self._seat.branch(count, seeds)):
+            twin = type(self).__new__(type(self))
+            actions = ActionSpace(settings=seat.present().settings)
+            twin._sit_down(seat, self._loop.shared(), actions, self.render_mode)  # noqa: SLF001 - the same class
+            branches.append(twin)
+        return branches
 
     def render(self) -> str | None:
         """The last observation's text; with render_mode "human" it has been printed already."""
@@ -353,7 +398,7 @@ def _shut(loop: _Loop, seats: list[_Seat]) -> None:
     try:
         loop.run(_leave_all(seats))
     finally:
-        loop.stop()
+        loop.leave()
 
 
 async def _leave_all(seats: list[_Seat]) -> None:
@@ -389,11 +434,11 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.single_action_space = ActionSpace()
+        rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
+        self.single_action_space = ActionSpace(settings=rules)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.single_observation_space = observation_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
         self._seats = [_Seat(competition, rules, box, start_kernel) for _ in range(num_envs)]
         for number, seat in enumerate(self._seats):
             seat.folder = None if folder is None else Path(folder) / f"seat-{number}"

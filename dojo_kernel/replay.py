@@ -1,9 +1,9 @@
 """A run played again in a fresh box, cell by cell, and compared with what its journal or notebook says.
 
-What ran is repeated with the same restarts, checkpoints and rewinds at the same places and, where a submission was graded, it is graded again. A
-cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars and the lines of tracebacks; `close`: equal
-but for the last digits of numbers; `not_replayable`: it ran into its limit or ended its kernel, and did so again; `skipped`;
-or it `differs`.
+What ran is repeated with the same restarts, checkpoints, rewinds and branch points at the same places and, where a submission
+was graded, it is graded again. A cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars and the
+lines of tracebacks; `close`: equal but for the last digits of numbers; `not_replayable`: it ran into its limit or ended its
+kernel, and did so again; `skipped`; or it `differs`.
 """
 
 from __future__ import annotations
