@@ -83,6 +83,22 @@ if not os.path.isdir("data"):
         raise FileNotFoundError("put the competition's public files into data/ beside this notebook")
     os.symlink(os.environ["DOJO_DATA_DIR"], "data")
 """
+RESEED = """\
+# The branch drew its own random numbers from here on.
+def _reseed(seed):
+    import random
+    import sys
+
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+_reseed({seed})
+del _reseed
+"""
 
 
 def write_notebook(events: Sequence[Event], path: Path) -> None:
@@ -241,7 +257,12 @@ class _Page:
             f"{event.parent_events}; its random generators {randomness}. What is above ran in the parent."
         )
         about = {"branched": _safe(event.model_dump(mode="python"))}
-        self.cells.append(_V4.new_markdown_cell(text, id=f"branched-{self._branches}", metadata={"dojo": about}))
+        name = f"branched-{self._branches}"
+        self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": about}))
+        if event.seed is not None:
+            code = RESEED.replace("{seed}", str(event.seed))
+            self.cells.append(_V4.new_code_cell(code, id=f"{name}-seed", metadata={"tags": ["dojo-branch"]}))
+            self._path.append(f"{name}-seed")
 
     def add_interrupted(self, index: int) -> None:
         name = f"s{index:04d}"

@@ -198,10 +198,11 @@ async def test_a_branchs_notebook_is_the_path_from_the_root_and_names_parent_and
             await cell(branches[0], "x + 1")
         await cell(episode, "y = 1")
     notebook = to_notebook(branches[0].events)
-    assert way(notebook) == ["dojo-setup", "s0000", "s0001-empty", "s0002", "s0003"]
+    assert way(notebook) == ["dojo-setup", "s0000", "s0001-empty", "s0002", "branched-1-seed", "s0003"]
     note = next(one.source for one in notebook.cells if one.id == "branched-1")
     assert note.startswith("---\n**Branch 0** of ")
     assert "seeded with 11" in note
+    assert "branched-1-seed" not in way(to_notebook(branches[1].events))
     assert "go on as in the parent" in next(one.source for one in to_notebook(branches[1].events).cells if one.id == "branched-1")
     write_notebook(branches[0].events, tmp_path / "b.ipynb")
     read = events_from_notebook(tmp_path / "b.ipynb")
@@ -218,7 +219,10 @@ async def test_plain_nbconvert_runs_a_branch_with_a_rewind_from_root_to_leaf(pre
             await branch.step(Checkpoint(label=""))
             await cell(branch, "x = 'wrong'; raise_later = 1")
             await branch.step(Restore(id="c2"))
-            await cell(branch, "assert 'raise_later' not in globals()\nprint(x, open('kept.txt').read())")
+            ran = await cell(
+                branch,
+                "assert 'raise_later' not in globals()\nprint(x, open('kept.txt').read(), random.random(), np.random.rand())",
+            )
     place = tmp_path / "plain"
     (place / "data").mkdir(parents=True)
     branch.save_notebook(place / "run.ipynb")
@@ -226,4 +230,5 @@ async def test_plain_nbconvert_runs_a_branch_with_a_rewind_from_root_to_leaf(pre
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     last = [one for one in nbformat.read(place / "done.ipynb", as_version=4).cells if one.cell_type == "code"][-1]
-    assert last.outputs[0].text == "5 root\n"
+    assert last.outputs[0].text.startswith("5 root 0.")
+    assert last.outputs[0].text == ran.execution.outputs[0].text, "the same random numbers, too"
