@@ -12,6 +12,7 @@ import pytest
 from jupyter_client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec
 
+from dojo_kernel.kernel import reaper
 from dojo_kernel.kernel.sandbox import SandboxProvisioner
 from dojo_kernel.records import Limits
 
@@ -315,6 +316,13 @@ async def test_what_is_said_to_hold_a_limit_holds_it(cells):
         )
     assert ("swap" in by["memory"].detail) == (by["memory"].by == "cgroup")
     assert "paths" in by["isolation"].detail
+
+
+async def test_a_box_that_was_removed_leaves_no_lease():
+    async with Cells() as cells:
+        assert {one.kind for one in reaper._leases} >= {"pid", "run_dir"}
+        mine = next(one.what for one in reaper._leases if one.kind == "pid")
+    assert mine not in {one.what for one in reaper._leases}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only a root host has another uid to give")
