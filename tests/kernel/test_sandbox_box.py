@@ -319,7 +319,7 @@ async def test_what_is_said_to_hold_a_limit_holds_it(cells):
 
 
 async def test_a_box_that_was_removed_leaves_no_lease():
-    async with Cells() as cells:
+    async with Cells():
         assert {one.kind for one in reaper._leases} >= {"pid", "run_dir"}
         mine = next(one.what for one in reaper._leases if one.kind == "pid")
     assert mine not in {one.what for one in reaper._leases}
