@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from traitlets import Unicode
 
 from dojo_kernel.errors import BoxLostError, KernelStartError
 from dojo_kernel.kernel import reaper
-from dojo_kernel.kernel.workspace import Workspace, mount_tmpfs
+from dojo_kernel.kernel.workspace import Workspace, mount_tmpfs, remove_tree
 from dojo_kernel.records import Enforcement, Limits
 
 if TYPE_CHECKING:
@@ -46,7 +45,11 @@ START_S = 30.0
 SPAWN_S = 30.0
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SOCKETS_BYTES = 4 << 20
+SOCKETS_WATCHED_BYTES = 64 << 20
+"""Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
+WATCH_S = 0.5
+WATCHED = "the workspace is measured twice a second: it can be exceeded for a moment; RLIMIT_FSIZE holds each file"
 GB = 1 << 30
 
 
@@ -181,6 +184,8 @@ class BoxProcess:
         """Exit code, negative for a signal; None while it runs."""
         self.home: str | None = None
         """Of a scratch process: its throw-away directory, as the box names it."""
+        self.killed_for: str | None = None
+        """Why the host killed it of its own accord."""
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Done when the process is gone; also, with -9, when the whole box is: see `BoxProvisioner.lost`."""
@@ -206,7 +211,7 @@ class BoxProcess:
     def _gone(self, code: int) -> None:
         """On the thread of all boxes."""
         self.code = code
-        shutil.rmtree(self.sockets, ignore_errors=True)
+        remove_tree(self.sockets)
         with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._tell, code)
 
@@ -226,6 +231,8 @@ class BoxProvisioner(KernelProvisionerBase):
     """
 
     kind: ClassVar[str]
+    watches_disk: ClassVar[bool] = True
+    """Where the workspace has no quota, look how large it is."""
     limits: Limits = AnyTrait(Limits(), config=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """A Limits, or the mapping that a kernelspec's config holds."""
     data_dir: Path | None = AnyTrait(None, config=True, allow_none=True)  # type: ignore[assignment]  # a trait: what its instances hold
@@ -248,7 +255,8 @@ class BoxProvisioner(KernelProvisionerBase):
             self.data_dir = Path(self.data_dir).resolve()
         self._generation = 0
         self._starting = asyncio.Lock()
-        self._sockets_mounted = False
+        self._running: list[BoxProcess] = []
+        self._disk_watch: asyncio.Task[None] | None = None
 
     # --- what the kinds say for themselves ---
 
@@ -293,6 +301,10 @@ class BoxProvisioner(KernelProvisionerBase):
         """Bytes; None = not known."""
         return None
 
+    def _pids(self) -> list[int]:
+        """Processes of the box, as the host numbers them; [] = not known."""
+        return []
+
     async def _set_frozen(self, *, frozen: bool) -> bool:  # noqa: ARG002  for the kinds that can
         """Stop or go on with everything in the box. False: this kind cannot."""
         return False
@@ -336,7 +348,31 @@ class BoxProvisioner(KernelProvisionerBase):
         except BaseException:
             await wire.close()
             raise
+        if self.watches_disk and not self.workspace.quota:
+            self._disk_watch = asyncio.create_task(self._watch_disk(wire))
         return wire
+
+    async def _watch_disk(self, wire: Wire) -> None:
+        """Where no quota holds: over the limit everything in the box dies, and the largest files go."""
+        assert self.run_dir is not None
+        sockets = Workspace(self.run_dir / "k", size=SOCKETS_WATCHED_BYTES, uid=self.uid, mount=False)  # the box's to write, too
+        spaces = (self.workspace, sockets)
+        pause = WATCH_S
+        while wire.over is None:
+            await asyncio.sleep(pause)
+            started = time.monotonic()
+            crowded = await asyncio.to_thread(lambda: [space for space in spaces if space.crowded(self._pids())])
+            pause = max(WATCH_S, 4 * (time.monotonic() - started))  # at most a fifth of a processor
+            if not crowded:
+                continue
+            for process in self._running:
+                process.killed_for = (
+                    f"its files took more than the {self.limits.disk_gb:g} GB of its disk; the largest were deleted"
+                )
+            with contextlib.suppress(BoxLostError):
+                await wire.order(op="kill")
+            for space in crowded:
+                await asyncio.to_thread(space.make_room)
 
     def _make_run_dir(self) -> None:
         if self.run_dir is not None:
@@ -346,8 +382,8 @@ class BoxProvisioner(KernelProvisionerBase):
         reaper.lease("run_dir", str(self.run_dir))
         self.run_dir.chmod(0o711)
         sockets = self.run_dir / "k"
-        sockets.mkdir(mode=0o755)  # ours, not the box's: a kernel cannot put a link in place of a socket folder
-        self._sockets_mounted = mount_tmpfs(sockets, SOCKETS_BYTES, os.geteuid(), mode=0o755)
+        sockets.mkdir(mode=0o755)  # as root ours, not the box's: a kernel cannot put a link in place of a socket folder
+        mount_tmpfs(sockets, SOCKETS_BYTES, os.geteuid(), mode=0o755)
         size = int(self.limits.disk_gb * GB)
         self.workspace = Workspace(self.run_dir / "w", size=size, uid=self.uid)
 
@@ -367,7 +403,10 @@ class BoxProvisioner(KernelProvisionerBase):
             raise KernelStartError("start_box() first")
         self._generation += 1
         folder = self.run_dir / "k" / str(self._generation)
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:  # without root the box owns the folder above and can close it
+            raise BoxLostError(f"the box has no place for sockets: {error}") from None
         if os.geteuid() == 0:
             os.chown(folder, self.uid, self.uid)
         public, private = zmq.curve_keypair()
@@ -387,6 +426,7 @@ class BoxProvisioner(KernelProvisionerBase):
             raise KernelStartError("start_box() first")
         folder = f"{self.sockets_path}/{generation}"
         process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
+        self._running = [*(one for one in self._running if one.code is None), process]
         process._wire = self._wire  # noqa: SLF001  its maker
         rules = None
         if scratch:
@@ -482,11 +522,17 @@ class BoxProvisioner(KernelProvisionerBase):
             await self.thaw()
         wire, self._wire = self._wire, None
         if wire is not None:
-            await on_boxes_thread(wire.close())
+            await on_boxes_thread(self._end_wire(wire))
         await on_boxes_thread(self._close_box())
         folder, self.run_dir = self.run_dir, None
         if folder is not None:
             await asyncio.to_thread(self._remove_run_dir, folder)
+
+    async def _end_wire(self, wire: Wire) -> None:
+        watch, self._disk_watch = self._disk_watch, None
+        if watch is not None:
+            watch.cancel()
+        await wire.close()
 
     def _remove_run_dir(self, folder: Path) -> None:
         if hasattr(self, "workspace"):

@@ -26,7 +26,7 @@ from traitlets import Float
 
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
 from dojo_kernel.kernel import reaper
-from dojo_kernel.kernel.box import GB, INSIDE, BoxProvisioner
+from dojo_kernel.kernel.box import GB, INSIDE, WATCHED, BoxProvisioner
 from dojo_kernel.kernel.seccomp import docker_profile
 from dojo_kernel.records import Enforcement, Limits
 
@@ -199,6 +199,13 @@ class Cgroup(NamedTuple):
         except (OSError, ValueError):
             return None
 
+    def pids(self) -> list[int]:
+        """Of all processes in it."""
+        try:
+            return [int(line) for line in (self.memory / "cgroup.procs").read_text().split()]
+        except OSError:
+            return []
+
     def set_frozen(self, *, frozen: bool) -> bool:
         """False where this process may not, or it did not happen within a second."""
         file = self.freezer / ("cgroup.freeze" if self.v2 else "freezer.state")
@@ -266,6 +273,10 @@ class DockerProvisioner(BoxProvisioner):
         mounts = {str(self.run_dir / "k"): "/run/k:rw", str(self.workspace.path): "/workspace:rw", str(code): "/opt/dojo:ro"}
         if data is not None:
             mounts[str(data)] = "/data:ro"
+        profile = _profile(self.limits, found.info)
+        if not self.workspace.quota:
+            size = int(self.limits.disk_gb * GB)
+            profile["ulimits"] += [Ulimit(name="fsize", soft=size, hard=size)]
         with STEPS_AT_ONCE:
             found.client.containers.create(
                 self.image,
@@ -274,7 +285,7 @@ class DockerProvisioner(BoxProvisioner):
                 labels=self._labels(),
                 volumes=[f"{source}:{target}" for source, target in mounts.items()],
                 user=f"{self.uid}:{self.uid if os.geteuid() == 0 else os.getgid()}",
-                **_profile(self.limits, found.info),
+                **profile,
             )
 
     def _start(self, found: Engine) -> None:
@@ -316,6 +327,9 @@ class DockerProvisioner(BoxProvisioner):
         """From the container's cgroup."""
         return self._cgroup.memory_used() if self._cgroup else None
 
+    def _pids(self) -> list[int]:
+        return self._cgroup.pids() if self._cgroup else []
+
     async def _set_frozen(self, *, frozen: bool) -> bool:
         if self._cgroup is not None and await asyncio.to_thread(self._cgroup.set_frozen, frozen=frozen):
             return True
@@ -332,9 +346,7 @@ class DockerProvisioner(BoxProvisioner):
 
     def _enforcement(self) -> tuple[Enforcement, ...]:
         quota = self.workspace.quota
-        disk = Enforcement(
-            limit="disk", by="tmpfs" if quota else "nothing", detail="/workspace" if quota else "only root can mount"
-        )
+        disk = Enforcement(limit="disk", by="tmpfs" if quota else "watchdog", detail="/workspace" if quota else WATCHED)
         return (*enforcement(self.limits, engine().info), disk)
 
 

@@ -18,6 +18,7 @@ class ProcessProvisioner(BoxProvisioner):
     """`init.py --subreaper` as our child; it dies, and everything below it, when its standard input ends."""
 
     kind: ClassVar[str] = "process"
+    watches_disk: ClassVar[bool] = False
     _init: subprocess.Popen[bytes] | None = None
 
     @property

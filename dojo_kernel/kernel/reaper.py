@@ -9,13 +9,12 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dojo_kernel.kernel.workspace import unmount
+from dojo_kernel.kernel.workspace import remove_tree, unmount
 from dojo_kernel.settings import state_root
 
 if TYPE_CHECKING:
@@ -170,4 +169,4 @@ def remove_run_dir(folder: Path) -> None:
         place = line.split()[4]
         if place.startswith(f"{folder}/"):
             unmount(Path(place))
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)

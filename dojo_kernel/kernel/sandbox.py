@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 
 from dojo_kernel.errors import KernelStartError
 from dojo_kernel.kernel import reaper, seccomp
-from dojo_kernel.kernel.box import GB, INSIDE, BoxProvisioner
+from dojo_kernel.kernel.box import GB, INSIDE, WATCH_S, WATCHED, BoxProvisioner
 from dojo_kernel.records import Enforcement, Limits
 from dojo_kernel.settings import data_root, state_root
 
@@ -29,7 +29,6 @@ STAGE = Path(__file__).with_name("stage.py")
 MB = 1 << 20
 SHM_BYTES = 512 * MB
 TMP_BYTES = 1024 * MB
-WATCH_S = 0.5
 FREEZE_S = 1.0
 PERIOD_US = 100_000
 SWAP_FILES = ("memory.swap.max", "memory.memsw.limit_in_bytes")
@@ -199,6 +198,7 @@ class SandboxProvisioner(BoxProvisioner):
     _cgroup: Cgroup | None = None
     _watch: asyncio.Task[None] | None = None
     _watchdog_kills: int = 0
+    _leased: str = ""
 
     @property
     def box_uid(self) -> int:
@@ -232,15 +232,12 @@ class SandboxProvisioner(BoxProvisioner):
             theirs.close()
             for fd in fds:
                 os.close(fd)
-        reaper.lease("pid", self._lease_name(self._bwrap.pid))
+        self._leased = f"{self._bwrap.pid}:{reaper.start_time(self._bwrap.pid)}"
+        reaper.lease("pid", self._leased)
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 16)
         if self._cgroup is None:
             self._watch = asyncio.create_task(self._watch_memory())
         return reader, writer
-
-    @staticmethod
-    def _lease_name(pid: int) -> str:
-        return f"{pid}:{reaper.start_time(pid)}"
 
     async def _complaint(self) -> str:
         return await asyncio.to_thread(self._last_words)
@@ -349,13 +346,12 @@ class SandboxProvisioner(BoxProvisioner):
         if bwrap is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(bwrap.wait, 3)
-            name = self._lease_name(bwrap.pid)
             if bwrap.poll() is None:
                 bwrap.kill()  # its death signal ends PID 1 of the box, and that everything in it
                 await asyncio.to_thread(bwrap.wait)
             if bwrap.stderr is not None:
                 bwrap.stderr.close()
-            reaper.release("pid", name)
+            reaper.release("pid", self._leased)
         cgroup, self._cgroup = self._cgroup, None
         if cgroup is not None:
             await asyncio.to_thread(cgroup.remove)
@@ -381,20 +377,27 @@ class SandboxProvisioner(BoxProvisioner):
     async def _set_frozen(self, *, frozen: bool) -> bool:
         return False if self._cgroup is None else await self._cgroup.freeze(frozen=frozen)
 
-    def _processes(self) -> dict[int, int]:
-        """Bytes (PSS) of each process of the box, by its number on the host."""
+    def _pids(self) -> list[int]:
         tree: dict[int, list[int]] = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
                 tree.setdefault(parent, []).append(int(entry.name))
-        found, todo = {}, [self._bwrap.pid] if self._bwrap is not None else []
+        found: list[int] = []
+        todo = [self._bwrap.pid] if self._bwrap is not None else []
         while todo:
-            for pid in tree.get(todo.pop(), ()):
-                todo.append(pid)
-                with contextlib.suppress(OSError, ValueError):
-                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                    found[pid] = next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+            below = tree.get(todo.pop(), [])
+            found += below
+            todo += below
+        return found
+
+    def _processes(self) -> dict[int, int]:
+        """Bytes (PSS) of each process of the box, by its number on the host."""
+        found = {}
+        for pid in self._pids():
+            with contextlib.suppress(OSError, ValueError):
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                found[pid] = next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
         return found
 
     async def _watch_memory(self) -> None:
@@ -429,8 +432,8 @@ class SandboxProvisioner(BoxProvisioner):
             Enforcement(limit="pids", by="cgroup" if held else "rlimit", detail=group or "RLIMIT_NPROC in the user namespace"),
             Enforcement(
                 limit="disk",
-                by="tmpfs" if quota else "rlimit",
-                detail="size and number of files of the workspace" if quota else "size of one file; their number is not limited",
+                by="tmpfs" if quota else "watchdog",
+                detail="size and number of files of the workspace" if quota else WATCHED,
             ),
             Enforcement(limit="syscalls", by="seccomp", detail="deny-list; socket families by equality"),
             Enforcement(limit="gpu", by="namespace", detail="no device is visible"),

@@ -234,6 +234,8 @@ class KernelSession:
         code = process.exited.result()
         if self._box.lost is not None:
             return Death(kind="box_lost", detail=self._box.lost)
+        if process.killed_for is not None:
+            return Death(kind="killed_by_host", detail=process.killed_for)
         after = await self._box.oom_kills()
         number = -code if code < 0 else code - 128 if code > 128 else None  # noqa: PLR2004  the shell's rule
         if number == 9 and oom_before is not None and after is not None and after > oom_before:  # noqa: PLR2004  SIGKILL

@@ -1,26 +1,32 @@
 """The agent's directory on the host, and reading one untrusted file out of it.
 
-As root the directory is a tmpfs with a size and a number of files; otherwise it is a plain directory without a quota.
+As root the directory is a tmpfs with a size and a number of files; otherwise it is a plain directory that can be measured
+and made smaller. Nothing in it is trusted: no path of it is followed through a link, not to read and not to delete.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import stat
-import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dojo_kernel.errors import SubmissionError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
 _SYS_OPENAT2 = 437  # the same on x86-64 and aarch64
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 1, 2, 4, 8
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOSUID, _NODEV, _DETACH = 2, 4, 2  # of mount(2) and umount2(2)
+_BLOCK = 512  # bytes; the unit of st_blocks
 _CHUNK = 1 << 20
 _INODE_BYTES = 1 << 15  # one file allowed for each 32 KiB of a quota
 
@@ -33,28 +39,31 @@ def mount_tmpfs(path: Path, size: int, uid: int, mode: int = 0o700) -> bool:
     """Put a tmpfs of `size` bytes on `path`. False where this process may not."""
     if os.geteuid() != 0:
         return False
-    options = f"size={size},nr_inodes={max(64, size // _INODE_BYTES)},mode={mode:o},uid={uid},gid={uid}"
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"nosuid,nodev,{options}", "dojo", str(path)], capture_output=True, check=False
-    )
-    return done.returncode == 0
+    options = f"size={size},nr_inodes={_most_files(size)},mode={mode:o},uid={uid},gid={uid}"
+    flags = ctypes.c_ulong(_NOSUID | _NODEV)  # the call, not the program: a PATH without mount(8) is no reason
+    return int(ctypes.CDLL(None).mount(b"dojo", os.fsencode(path), b"tmpfs", flags, options.encode())) == 0
 
 
 def unmount(path: Path) -> None:
     """Lazily, so that an open file does not keep the name."""
-    subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)
+    ctypes.CDLL(None).umount2(os.fsencode(path), _DETACH)
+
+
+def _most_files(size: int) -> int:
+    return max(64, size // _INODE_BYTES)
 
 
 class Workspace:
     """The directory that a box sees as /workspace; written by the agent, so nothing in it is trusted."""
 
-    def __init__(self, path: Path, *, size: int, uid: int) -> None:
+    def __init__(self, path: Path, *, size: int, uid: int, mount: bool = True) -> None:
         self.path = path
         self.uid = uid
+        self.size = size
         path.mkdir(mode=0o700, exist_ok=True)
-        self.quota = mount_tmpfs(path, size, uid)
+        self.quota = mount and mount_tmpfs(path, size, uid)
         """Whether `size` is enforced."""
-        if not self.quota and os.geteuid() == 0:
+        if mount and not self.quota and os.geteuid() == 0:
             os.chown(path, uid, uid)
 
     def read(self, name: str, max_bytes: int, *, openat2: bool = True) -> bytes | None:
@@ -66,9 +75,9 @@ class Workspace:
         """
         if "\0" in name:  # a C string would be cut there
             raise SubmissionError("name", "a file name with a NUL byte")
-        directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        directory = os.open(self.path, _PLACE)
         try:
-            fd = _open(directory, name, openat2=openat2)
+            fd = _open(directory, name, _FLAGS, openat2=openat2)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -93,21 +102,144 @@ class Workspace:
         if self.quota:
             unmount(self.path)
             self.quota = False
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
+
+    def crowded(self, pids: Iterable[int] = ()) -> bool:
+        """Whether there is more than the limit allows, deleted files that `pids` hold open included; where no quota holds it."""
+        files = self._files()
+        return files is None or sum(size for size, _ in files) + held_open(pids, self.path) > self.size
+
+    def make_room(self) -> None:
+        """Delete the largest files until the rest fits; all of them when they are too many or too deep."""
+        files = self._files()
+        if files is None:
+            _empty(self.path)
+            return
+        used = sum(size for size, _ in files)
+        for size, name in sorted(files, reverse=True):
+            if used <= self.size:
+                return
+            with self._folder(os.path.dirname(name)) as folder, contextlib.suppress(OSError):  # noqa: PTH120  relative names
+                os.unlink(os.path.basename(name), dir_fd=folder)  # noqa: PTH119
+            used -= size
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[int]:
+        """One folder below, open for reading; made readable if the agent closed it. Raises OSError."""
+        top = os.open(self.path, _PLACE)
+        try:
+            place = _open(top, name or ".", _PLACE)
+            try:
+                if os.fstat(place).st_mode & stat.S_IRWXU != stat.S_IRWXU:
+                    Path(f"/proc/self/fd/{place}").chmod(0o700)
+                fd = os.open(".", _FOLDER, dir_fd=place)
+            finally:
+                os.close(place)
+        finally:
+            os.close(top)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _files(self) -> list[tuple[int, str]] | None:
+        """Bytes on the disk and name of each file; None: too many, or names too long to be opened."""
+        found: list[tuple[int, str]] = []
+        seen: set[int] = set()  # of files with several names
+        todo, entries, most = [""], 0, _most_files(self.size)
+        while todo:
+            here = todo.pop()
+            try:
+                with self._folder(here) as folder, os.scandir(folder) as listed:
+                    for entry in listed:
+                        entries += 1
+                        if entries > most:
+                            return None
+                        with contextlib.suppress(FileNotFoundError):
+                            status = entry.stat(follow_symlinks=False)
+                            name = f"{here}/{entry.name}" if here else entry.name
+                            if stat.S_ISDIR(status.st_mode):
+                                todo.append(name)
+                            elif status.st_nlink == 1 or status.st_ino not in seen:
+                                found.append((status.st_blocks * _BLOCK, name))
+                                seen.add(status.st_ino)
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    return None
+                # gone, or no folder any more
+        return found
 
 
-def _open(directory: int, name: str, *, openat2: bool) -> int:
+def held_open(pids: Iterable[int], path: Path) -> int:
+    """Bytes of files on the disk of `path` that have no name any more and are open in these processes."""
+    device, sizes = path.stat().st_dev, {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    status = name.stat()
+                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and status.st_dev == device:
+                        sizes[status.st_ino] = status.st_blocks * _BLOCK
+    return sum(sizes.values())
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a tree of the agent's, whatever its depth and permissions; no error if something stays, or is not there."""
+    with contextlib.suppress(OSError):
+        _empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    """Folders in folders are moved to the top first, so that neither recursion nor the length of a path is a limit."""
+    top = os.open(folder, _FOLDER)
+    moved = 0
+    try:
+        while names := os.listdir(top):  # noqa: PTH208  an open folder, not a path
+            for name in names:
+                try:
+                    inner = _opened_up(top, name)
+                except NotADirectoryError:
+                    os.unlink(name, dir_fd=top)
+                    continue
+                try:
+                    for child in os.listdir(inner):  # noqa: PTH208
+                        try:
+                            os.close(_opened_up(inner, child))
+                        except NotADirectoryError:
+                            os.unlink(child, dir_fd=inner)
+                            continue
+                        moved += 1
+                        os.rename(child, f".{moved}.{os.getpid()}", src_dir_fd=inner, dst_dir_fd=top)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+
+
+def _opened_up(folder: int, name: str) -> int:
+    """A folder in an open one, for reading, with all permissions for its owner. Raises NotADirectoryError for a link, too."""
+    place = os.open(name, _PLACE, dir_fd=folder)
+    try:
+        Path(f"/proc/self/fd/{place}").chmod(0o700)
+        return os.open(".", _FOLDER, dir_fd=place)
+    finally:
+        os.close(place)
+
+
+def _open(directory: int, name: str, flags: int, *, openat2: bool = True) -> int:
     if openat2:
         try:
-            return _open_at_once(directory, name)
+            return _open_at_once(directory, name, flags)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
-    return _open_by_steps(directory, name)
+    return _open_by_steps(directory, name, flags)
 
 
-def _open_at_once(directory: int, name: str) -> int:
-    how = _How(_FLAGS, 0, _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH)
+def _open_at_once(directory: int, name: str, flags: int) -> int:
+    how = _How(flags, 0, _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH)
     libc = ctypes.CDLL(None, use_errno=True)
     fd = int(libc.syscall(_SYS_OPENAT2, directory, os.fsencode(name), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))))
     if fd < 0:
@@ -116,7 +248,7 @@ def _open_at_once(directory: int, name: str) -> int:
     return fd
 
 
-def _open_by_steps(directory: int, name: str) -> int:
+def _open_by_steps(directory: int, name: str, flags: int) -> int:
     """One component at a time, none of them a link."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):
@@ -129,7 +261,7 @@ def _open_by_steps(directory: int, name: str) -> int:
             here = step
             if stat.S_ISLNK(os.fstat(here).st_mode):
                 raise OSError(errno.ELOOP, "a link", name)
-        fd = os.open(parts[-1], _FLAGS, dir_fd=here)
+        fd = os.open(parts[-1], flags, dir_fd=here)
     finally:
         os.close(here)
     if os.fstat(fd).st_dev != device:
