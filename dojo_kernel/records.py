@@ -61,6 +61,8 @@ class Late(Record):
     cell: str
     """Id of the cell that launched it, e.g. `s0003`; "" when unknown."""
     outputs: tuple[Output, ...]
+    dropped: int = 0
+    """Characters of it cut by the caps of source and host."""
 
 
 class Death(Record):

@@ -5,19 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import docker
 import pytest
+from boxes import ISOLATED, becomes_true, sleepers
 
 from dojo_kernel.competition import find
 from dojo_kernel.competition.prepare import prepare
 from dojo_kernel.episode import open_episode
 from dojo_kernel.journal import read_journal
 from dojo_kernel.settings import KernelSettings
-
-BOXES = ["process", pytest.param("sandbox", marks=pytest.mark.sandbox), pytest.param("docker", marks=pytest.mark.docker)]
 
 HOST = """
 import asyncio, sys
@@ -41,42 +38,20 @@ subprocess.run(["sleep", "{mark}"])
 """
 
 
-def marked(mark):
-    """Processes of this machine, those in boxes included, that have `mark` among their arguments; zombies have none."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[:2] == [b"sleep", mark.encode()]:
-            found.append(folder.name)
-    return found
-
-
-def wait_until(condition, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", ["process", *ISOLATED])
 async def test_nothing_is_left_of_a_killed_host_and_resume_goes_on(box, tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
     prepare(find("wine"))
     folder, mark = tmp_path / "episode", f"98{os.getpid()}"
     command = [sys.executable, "-c", HOST, box, str(folder), CELL.format(mark=mark)]
     with subprocess.Popen(command) as host:
-        assert wait_until(lambda: len(marked(mark)) == 2, 90), "the cell never ran"
+        assert await becomes_true(lambda: len(sleepers(mark)) == 2, 90), "the cell never ran"
         host.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: not marked(mark), 5), "processes of the box are left after 5 s"
+    assert await becomes_true(lambda: not sleepers(mark), 5), "processes of the box are left after 5 s"
     if box == "docker":
         mine = {"label": f"dojo.episode={read_journal(folder)[0].episode}"}
         with contextlib.closing(docker.from_env()) as client:
-            assert wait_until(lambda: not client.containers.list(filters=mine), 5), "the container runs on"
+            assert await becomes_true(lambda: not client.containers.list(filters=mine), 5), "the container runs on"
 
     assert [event.type for event in read_journal(folder)] == ["opened", "acted", "stepped", "acted"]
     async with open_episode("wine", kernel=KernelSettings(box=box), folder=folder, resume=True) as episode:

@@ -14,10 +14,16 @@ import warnings
 from typing import Any
 
 import zmq
-from ipykernel.iostream import OutStream
-from ipykernel.ipkernel import IPythonKernel
-from ipykernel.kernelapp import IPKernelApp
 from IPython.core.autocall import IPyAutocall
+
+_nothing: Any = None
+sys.modules["debugpy"] = _nothing  # nobody debugs here, and its import is a quarter of a kernel's start
+import ipykernel.debugger  # noqa: E402, F401  finds none
+from ipykernel.iostream import OutStream  # noqa: E402
+from ipykernel.ipkernel import IPythonKernel  # noqa: E402
+from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+
+del sys.modules["debugpy"]  # the agent may have it
 
 NAME = "dojo_kernel_app"
 """Under which this file is found again when it runs as a script: traitlets resolve the stream class by name."""
@@ -95,6 +101,7 @@ class TeeOutStream(OutStream):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._cells: collections.OrderedDict[str, CellText] = collections.OrderedDict()
+        self._late: collections.Counter[str] = collections.Counter()
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _cell(self, cell: str) -> CellText:
@@ -102,8 +109,14 @@ class TeeOutStream(OutStream):
         if found is None:
             found = self._cells[cell] = CellText()
             while len(self._cells) > CELLS_KEPT:
-                self._cells.popitem(last=False)
+                self._count_late(*self._cells.popitem(last=False))
         return found
+
+    def _count_late(self, parent: str, cell: CellText) -> None:
+        if cell.over and cell.cut:
+            self._late[parent] += cell.cut
+            cell.cut = 0
+            cell.tail()
 
     def write(self, string: str) -> int:
         """As `OutStream.write`; returns the number of characters given."""
@@ -125,9 +138,7 @@ class TeeOutStream(OutStream):
 
     def end_cell(self, parent: str) -> int:
         """Send the tail of what was cut; returns how many characters the reader does not get."""
-        cell = self._cells.get(parent)
-        if cell is None:
-            return 0
+        cell = self._cell(parent)  # also of a cell that printed nothing: its threads may, later
         cell.over = True
         tail = cell.tail()
         lost = cell.cut - len(tail)
@@ -135,6 +146,13 @@ class TeeOutStream(OutStream):
         if tail:
             super().write(f"\n[... {lost} characters cut ...]\n{tail}" if lost else tail)
         return lost
+
+    def take_late(self) -> collections.Counter[str]:
+        """Of cells that ended before: characters of their later output that were cut since the last call."""
+        for parent, cell in self._cells.items():
+            self._count_late(parent, cell)
+        taken, self._late = self._late, collections.Counter()
+        return taken
 
 
 class Packer:
@@ -192,14 +210,18 @@ class Hint(IPyAutocall):
 
 
 class DojoKernel(IPythonKernel):
-    """Says with each reply how many characters of the cell's output were cut at the source."""
+    """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one."""
 
     _execute_sleep = 0
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Called after each cell, before its reply."""
         cell = str(parent.get("header", {}).get("msg_id", ""))
-        cut = sum(stream.end_cell(cell) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream))
+        streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream)]
+        late = sum((stream.take_late() for stream in streams), collections.Counter())
+        if late:
+            metadata["dojo_late_cut"] = dict(late)
+        cut = sum(stream.end_cell(cell) for stream in streams)
         packer = getattr(self.session, "pack", None)
         if isinstance(packer, Packer):
             cut += packer.cut

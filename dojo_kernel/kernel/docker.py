@@ -44,6 +44,7 @@ STDERR_BYTES = 4000
 _HEAD, _MAX_FRAME = 8, 1 << 20
 CGROUP = Path("/sys/fs/cgroup")
 DEFAULT_IMAGE = "dojo-kernel:latest"
+NO_NVIDIA = "the Docker engine has no NVIDIA runtime"
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
@@ -95,7 +96,10 @@ def engine() -> Engine:
         if known is None:
             path = socket_path()
             try:
-                client = docker.DockerClient(base_url=f"unix://{path}", timeout=SDK_TIMEOUT_S, version="auto")
+                # docker-py keeps a pool for each URL, and each container has its own: connections that nobody asks for again
+                client = docker.DockerClient(
+                    base_url=f"unix://{path}", timeout=SDK_TIMEOUT_S, version="auto", num_pools=1, max_pool_size=1
+                )
                 known = Engine(client, path, client.info())
             except (DockerException, OSError) as error:
                 raise BoxUnavailableError(_no_engine(path, error)) from None
@@ -290,8 +294,16 @@ class DockerProvisioner(BoxProvisioner):
 
     def _start(self, found: Engine) -> None:
         assert self._name is not None
-        with STEPS_AT_ONCE:
-            found.client.api.start(self._name)
+        try:
+            with STEPS_AT_ONCE:
+                found.client.api.start(self._name)
+        except APIError as error:
+            if self.limits.gpus and "could not select device driver" in str(error):
+                raise BoxUnavailableError(
+                    f"{NO_NVIDIA}, so that it gives no GPU; run: sudo apt-get install nvidia-container-toolkit"
+                    " && sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+                ) from None
+            raise
         state = found.client.api.inspect_container(self._name)
         self._cgroup = Cgroup.find(state["State"]["Pid"], state["Id"])
 
@@ -357,8 +369,12 @@ def enforcement(limits: Limits, info: dict[str, Any]) -> tuple[Enforcement, ...]
         return ("cgroup", detail) if info.get(key) else ("nothing", f"the engine reports no {key}")
 
     memory = cgroup("MemoryLimit", "memory = swap" if info.get("SwapLimit") else "the engine does not limit swap")
-    gpu = ("device request", ", ".join(limits.gpus)) if limits.gpus else ("namespace", "no device in the box")
-    gpu_memory = ("advisory", "no MIG slice known") if limits.gpus else ("namespace", "no device in the box")
+    if limits.gpus:  # the engine started the box, so it gave them
+        gpu, gpu_memory = ("device request", ", ".join(limits.gpus)), ("advisory", "no MIG slice known")
+    elif "nvidia" in info.get("Runtimes", ()):
+        gpu = gpu_memory = ("namespace", "no device in the box")
+    else:
+        gpu = gpu_memory = ("nothing", f"{NO_NVIDIA}; no box gets a device")
     rows: dict[Any, tuple[str, str]] = {
         "isolation": (
             "docker",

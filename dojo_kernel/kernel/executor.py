@@ -89,6 +89,9 @@ class Executor:
         self._heard_iopub = False
         self._known: OrderedDict[str, str] = OrderedDict()
         self._late: dict[str, Collector] = {}
+        """By the name of the cell."""
+        self._late_bytes = 0
+        """Of large messages since the last cell was over."""
         self._black_box = -1
         process.exited.add_done_callback(lambda _: self._wake.set())
 
@@ -159,6 +162,10 @@ class Executor:
     def _skip(self, size: int) -> bool:
         cell = self._cell
         if cell is None:
+            self._late_bytes += size
+            if self._late_bytes <= UNREAD_FACTOR * LATE_CHARS:
+                return False
+            self._late_of("").dropped += size
             return True
         cell.bytes += size
         self._iopub_at = time.monotonic()
@@ -186,10 +193,15 @@ class Executor:
         cell.reply = message.content
         expressions = message.content.get("user_expressions")
         cell.expressions = expressions if isinstance(expressions, dict) else {}
-        cut = message.metadata.get("dojo_cut")
-        if isinstance(cut, int) and 0 < cut < 2**53:
-            cell.cut_at_source = cut
+        cell.cut_at_source = _count(message.metadata.get("dojo_cut"))
+        late = message.metadata.get("dojo_late_cut")
+        for msg_id, cut in late.items() if isinstance(late, dict) else ():
+            if msg_id in self._known:
+                self._late_of(self._known[msg_id]).dropped += _count(cut)
         self._wake.set()
+
+    def _late_of(self, name: str) -> Collector:
+        return self._late.setdefault(name, Collector(LATE_CHARS))
 
     def _on_iopub(self, message: Message) -> None:
         cell = self._cell
@@ -204,10 +216,7 @@ class Executor:
             elif message.kind in OUTPUTS and not cell.collector.add(message.kind, message.content):
                 self._on_violation(f"{message.kind} with content of another type")
         elif message.kind in OUTPUTS and message.parent in self._known:
-            name = self._known[message.parent]
-            if name not in self._late:
-                self._late[name] = Collector(LATE_CHARS)
-            self._late[name].add(message.kind, message.content)
+            self._late_of(self._known[message.parent]).add(message.kind, message.content)
 
     def _on_status(self, cell: Cell, state: object) -> None:
         if state == "busy":
@@ -219,8 +228,8 @@ class Executor:
     def take_late(self) -> tuple[Late, ...]:
         """Output that came after its cell was over, since the last call."""
         taken, self._late = self._late, {}
-        late = (Late(cell=name, outputs=collector.outputs()) for name, collector in taken.items())
-        return tuple(one for one in late if one.outputs)
+        late = (Late(cell=name, outputs=found.outputs(), dropped=found.dropped) for name, found in taken.items())
+        return tuple(one for one in late if one.outputs or one.dropped)
 
     # --- running ---
 
@@ -241,6 +250,7 @@ class Executor:
         cell = self._cell = Cell(self._max_chars)
         self._probes.clear()
         self._caught_up.clear()
+        self._late_bytes = 0
         content = {
             "code": code,
             "silent": silent,
@@ -357,6 +367,11 @@ class Executor:
                 rest = text[cell.collector.raw_chars[stream] :]
                 if rest:
                     cell.collector.add("stream", {"name": stream, "text": rest})
+
+
+def _count(claimed: object) -> int:
+    """A number of characters that the kernel claims; 0 for anything else."""
+    return claimed if isinstance(claimed, int) and not isinstance(claimed, bool) and 0 < claimed < 2**53 else 0
 
 
 def reply_status(reply: dict[str, Any] | None, outputs: tuple[Output, ...]) -> Literal["ok", "error"]:

@@ -151,13 +151,11 @@ class KernelSession:
             seconds = time.monotonic() - started
             execution = await self._execution(live, ran, code, death, before)
             news, self._news = self._news, ()
+            late = live.take_late()
+            if cut := sum(one.dropped for one in late):
+                news += (f"{cut} characters of late output were cut.",)
             execution = execution.model_copy(
-                update={
-                    "seconds": seconds,
-                    "life": self.life,
-                    "late": live.take_late(),
-                    "notes": (*news, *execution.notes),
-                }
+                update={"seconds": seconds, "life": self.life, "late": late, "notes": (*news, *execution.notes)}
             )
             if death is not None:
                 execution = execution.model_copy(update={"notes": (*execution.notes, *self._count(death))})

@@ -6,54 +6,17 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
+from boxes import alive, becomes_true, provisioner, sleepers
 from jupyter_client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpec
 
 from dojo_kernel.errors import BoxLostError, KernelStartError
-from dojo_kernel.kernel.process import ProcessProvisioner
-from dojo_kernel.records import Limits
-
-KERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-SMALL = Limits(cpus=1.0, memory_gb=0.5, disk_gb=0.05, pids=96)
-
-
-def provisioner(argv, data=None):
-    spec = KernelSpec(argv=argv, display_name="trial", language="python")
-    return ProcessProvisioner(kernel_spec=spec, limits=SMALL, data_dir=data, episode="test")
-
-
-def alive(pid):
-    try:
-        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-
-
-def sleepers(mark):
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[:2] == [b"sleep", mark.encode()]:
-            found.append(int(folder.name))
-    return found
-
-
-async def wait_until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
 
 
 async def test_a_kernel_runs_and_each_generation_has_new_sockets_and_keys(tmp_path):
-    box = provisioner(KERNEL, tmp_path)
+    box = provisioner("process", tmp_path)
     await box.start_box()
     try:
         first = await box.spawn("live-0")
@@ -78,9 +41,8 @@ async def test_a_kernel_runs_and_each_generation_has_new_sockets_and_keys(tmp_pa
 async def test_its_environment_is_a_list_and_holds_nothing_of_the_host(tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_TEST_SECRET", "secret")
     out = tmp_path / "env"
-    box = provisioner(
-        [sys.executable, "-c", f"import os; open({str(out)!r}, 'w').write(chr(10).join(os.environ))", "{connection_file}"]
-    )
+    code = f"import os; open({str(out)!r}, 'w').write(chr(10).join(os.environ))"
+    box = provisioner("process", argv=[sys.executable, "-c", code, "{connection_file}"])
     await box.start_box()
     try:
         assert await asyncio.wait_for((await box.spawn("live-0")).exited, 20) == 0
@@ -90,23 +52,8 @@ async def test_its_environment_is_a_list_and_holds_nothing_of_the_host(tmp_path,
     assert "DOJO_TEST_SECRET" not in out.read_text()
 
 
-async def test_a_daemon_in_a_session_of_its_own_dies_with_the_box(tmp_path):
-    mark = f"97{os.getpid()}"
-    code = f"import subprocess, time; subprocess.Popen(['sleep', '{mark}'], start_new_session=True); time.sleep(600)"
-    box = provisioner([sys.executable, "-c", code])
-    await box.start_box()
-    await box.spawn("live-0")
-    await wait_until(lambda: len(sleepers(mark)) == 1)
-    folder = box.run_dir
-    await box.remove_box()
-    assert sleepers(mark) == []
-    assert not folder.exists()
-    assert str(folder) not in Path("/proc/self/mountinfo").read_text()
-    await box.remove_box()
-
-
 async def test_an_init_that_dies_is_a_lost_box_and_the_next_start_opens_a_new_one():
-    box = provisioner([sys.executable, "-c", "import time; time.sleep(600)"])
+    box = provisioner("process", argv=[sys.executable, "-c", "import time; time.sleep(600)"])
     await box.start_box()
     try:
         process = await box.spawn("live-0")
@@ -115,7 +62,7 @@ async def test_an_init_that_dies_is_a_lost_box_and_the_next_start_opens_a_new_on
         assert box.lost is not None
         with pytest.raises(BoxLostError):
             await box.spawn("live-1")
-        await wait_until(lambda: not alive(process.pid))
+        assert await becomes_true(lambda: not alive(process.pid))
         await box.start_box()
         assert box.lost is None
         assert (await box.spawn("live-2")).pid
@@ -124,8 +71,7 @@ async def test_an_init_that_dies_is_a_lost_box_and_the_next_start_opens_a_new_on
 
 
 async def test_a_program_that_is_not_there_is_a_start_error_and_the_box_lives():
-    box = provisioner(["/nonexistent/python-of-nobody"])
-    box.kernel_spec.argv = ["/nonexistent/program"]
+    box = provisioner("process", argv=["/nonexistent/program"])
     await box.start_box()
     try:
         with pytest.raises(KernelStartError, match="could not start live-0"):
@@ -136,7 +82,7 @@ async def test_a_program_that_is_not_there_is_a_start_error_and_the_box_lives():
 
 
 async def test_it_claims_no_wall():
-    box = provisioner(KERNEL)
+    box = provisioner("process")
     await box.start_box()
     by = {one.limit: one.by for one in box.enforcement}
     await box.remove_box()
@@ -167,9 +113,9 @@ async def test_kill_9_of_the_host_leaves_no_process_and_the_next_start_no_files(
     mark = f"96{os.getpid()}"
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOST), mark], stdout=subprocess.PIPE, text=True) as host:
         init, kernel, folder = (await asyncio.to_thread(host.stdout.readline)).split()
-        await wait_until(lambda: len(sleepers(mark)) == 1)
+        assert await becomes_true(lambda: len(sleepers(mark)) == 1)
         host.kill()
-    await wait_until(lambda: not (alive(init) or alive(kernel) or sleepers(mark)), 5)
+    assert await becomes_true(lambda: not (alive(init) or alive(kernel) or sleepers(mark)), 5)
     done = subprocess.run(
         [sys.executable, "-c", "from dojo_kernel.kernel import reaper; reaper.start()"], check=False, timeout=60
     )

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from boxes import alive
 
 from dojo_kernel.kernel import reaper
 from dojo_kernel.settings import state_root
@@ -50,13 +51,6 @@ def host(tmp_path):
         yield process, int(pid), Path(folder), name, kept
         process.kill()
     reaper.reap()
-
-
-def alive(pid):
-    try:
-        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
 
 
 def test_a_dead_host_s_processes_mounts_and_folders_are_given_back(host, state):
