@@ -18,7 +18,6 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
 import warnings
 from typing import Any, NamedTuple, cast
@@ -298,6 +297,7 @@ class DojoKernel(IPythonKernel):
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Called after each cell, before its reply."""
+        fork.reap()
         cell = str(parent.get("header", {}).get("msg_id", ""))
         streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream)]
         late = sum((stream.take_late() for stream in streams), collections.Counter())
@@ -456,7 +456,7 @@ def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
             stream.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python >= 3.12 warns of threads at each fork
-            pid = fork.twice()
+            pid = fork.once()
         if pid == 0:
             return _child(app, request, ready)
         reply = {"status": "ok", "pid": pid, "lost": {**ready.lost, "tasks": request.tasks}}
@@ -477,23 +477,17 @@ def _child(app: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKernelAp
 
 
 def alone(order: dict[str, Any]) -> None:
-    """In a second child: a session of its own, adopted by init."""
-    signal.alarm(30)  # rather die than hang half-made
+    """In a child: a session of its own, the right victim when memory runs out."""
     os.setsid()
-    for _ in range(2000):
-        if os.getppid() == order["init"]:
-            break
-        time.sleep(0.0005)
     confine.inherit(oom_score=int(order["room"]["oom_score"]))
     os.environ["DOJO_PROCESS"] = order["name"]
-    signal.alarm(0)
 
 
 def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKernelApp:
     """In the child: let go of everything of the parent's, then come up on the new connection."""
     order = request.order
+    signal.alarm(30)  # rather die than hang half-made
     alone(order)
-    signal.alarm(30)
     signal.set_wakeup_fd(-1)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number in (1, 2):

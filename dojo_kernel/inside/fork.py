@@ -102,13 +102,40 @@ def _refuse_held_imports(threads: list[threading.Thread]) -> None:
             raise Refused(f"a thread is importing {name} at this moment")
 
 
+_made: set[int] = set()
+"""Kernels that this process has forked and that nobody has reaped."""
+
+
+def once() -> int:
+    """Fork, one copy of the page tables and no more. Returns the child's pid, 0 in it. Raises OSError."""
+    reap()
+    pid = os.fork()
+    if pid == 0:
+        gc.disable()  # a collection now would copy every page
+        _made.clear()
+    else:
+        _made.add(pid)
+    return pid
+
+
+def reap() -> None:
+    """Bury the kernels that ended; init has read their exit codes long since."""
+    for pid in list(_made):
+        try:
+            gone = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:  # the agent's own wait was first
+            gone = True
+        if gone:
+            _made.discard(pid)
+
+
 def children() -> list[str]:
-    """Processes that this one has started and that run."""
+    """Processes that this one has started for the agent and that run."""
     found = []
     for task in os.listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{task}/children") as file:
-                found += [f"process {pid}" for pid in file.read().split()]
+                found += [f"process {pid}" for pid in file.read().split() if int(pid) not in _made]
         except OSError:
             continue
     return found
@@ -122,31 +149,6 @@ def tasks() -> list[str]:
         if code is not None and not any(part in code.co_filename for part in ("/ipykernel/", "/tornado/", "/zmq/")):
             found.append(task.get_name())
     return found
-
-
-def twice() -> int:
-    """Fork, so that init adopts the kernel and reports its end. Returns its pid, 0 in the kernel. Raises Refused, OSError."""
-    reading, writing = os.pipe()
-    first = os.fork()
-    if first == 0:
-        try:
-            pid = os.fork()
-        except OSError:
-            os._exit(70)
-        if pid:
-            os.write(writing, b"%d" % pid)
-            os._exit(0)
-        gc.disable()  # a collection now would copy every page
-        os.close(reading)
-        os.close(writing)
-        return 0
-    os.close(writing)
-    os.waitpid(first, 0)
-    pid = int(os.read(reading, 20) or b"0")
-    os.close(reading)
-    if not pid:
-        raise Refused("no process is left")
-    return pid
 
 
 def pause_openmp(paths: list[str]) -> None:

@@ -49,8 +49,8 @@ OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}"
 STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-SOCKETS_BYTES = 4 << 20
-SOCKETS_WATCHED_BYTES = 64 << 20
+SOCKETS_BYTES = 64 << 20
+"""Of a box's socket folders and black boxes; a hundred kernels need some 800 files of it."""
 """Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
 WATCH_S = 0.5
@@ -95,8 +95,6 @@ class Wire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.init_pid = 1
-        """Of init, as the box numbers it."""
         self.warnings: list[str] = []
         """What the zygote could not import."""
         self.spawned: dict[str, asyncio.Future[int]] = {}
@@ -142,7 +140,6 @@ class Wire:
         kind, name = event.get("ev"), str(event.get("name", ""))
         waiting = self.spawned.get(name)
         if kind == "ready" and not self.ready.done():
-            self.init_pid = int(event["pid"])
             self.ready.set_result(None)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("why"))[:300]][-20:]
@@ -227,7 +224,6 @@ class BoxProcess:
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Done when the process is gone; also, with -9, when the whole box is: see `BoxProvisioner.lost`."""
         self._wire: Wire | None = None
-        self._killing = asyncio.Lock()
 
     async def interrupt(self) -> None:
         """SIGINT to its process group; nothing if it is gone."""
@@ -239,8 +235,7 @@ class BoxProcess:
 
     async def kill(self) -> None:
         """SIGKILL to it and all that it started; nothing if it is gone."""
-        async with self._killing:
-            await self._order("kill")
+        await self._order("kill")
 
     async def _order(self, op: str) -> None:
         if self._wire is not None and self._wire.over is None:
@@ -305,8 +300,6 @@ class BoxProvisioner(KernelProvisionerBase):
             self.data_dir = Path(self.data_dir).resolve()
         self._generation = 0
         self._starting = asyncio.Lock()
-        self._forking = asyncio.Lock()
-        """Between a fork and its adoption nothing is killed, or the newborn would be taken for a stray."""
         self._running: list[BoxProcess] = []
         self._disk_watch: asyncio.Task[None] | None = None
 
@@ -409,7 +402,7 @@ class BoxProvisioner(KernelProvisionerBase):
     async def _watch_disk(self, wire: Wire) -> None:
         """Where no quota holds: over the limit everything in the box dies, and the largest files go."""
         assert self.run_dir is not None
-        sockets = Workspace(self.run_dir / "k", size=SOCKETS_WATCHED_BYTES, uid=self.uid, mount=False)  # the box's to write, too
+        sockets = Workspace(self.run_dir / "k", size=SOCKETS_BYTES, uid=self.uid, mount=False)  # the box's to write, too
         spaces = (self.workspace, self.forks, sockets)
         pause = WATCH_S
         while wire.over is None:
@@ -492,16 +485,15 @@ class BoxProvisioner(KernelProvisionerBase):
         process.room = room(generation)
         where = self._connection(generation, info)
         assert self._wire is not None
-        async with self._forking:
-            try:
-                await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
-                asked = {"name": name, "room": asdict(process.room), "seed": seed, "init": self._wire.init_pid}
-                pid = await ask({**asked, "connection_file": where["connection_file"]})
-                process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
-            except BaseException:
-                self._wire.on_exit.pop(name, None)
-                remove_tree(process.sockets)
-                raise
+        try:
+            await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
+            asked = {"name": name, "room": asdict(process.room), "seed": seed}
+            pid = await ask({**asked, "connection_file": where["connection_file"]})
+            process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
+        except BaseException:
+            self._wire.on_exit.pop(name, None)
+            remove_tree(process.sockets)
+            raise
         return process
 
     def _process(self, name: str, generation: int, info: dict[str, Any]) -> BoxProcess:
@@ -509,7 +501,6 @@ class BoxProvisioner(KernelProvisionerBase):
             raise KernelStartError("start_box() first")
         process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
         process._wire = self._wire  # noqa: SLF001  its maker
-        process._killing = self._forking  # noqa: SLF001
         self._running = [*(one for one in self._running if one.code is None), process]
         return process
 
@@ -632,8 +623,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Kill what no kernel of the box holds: daemons that one left running."""
         if self._wire is not None and self._wire.over is None:
             with contextlib.suppress(BoxLostError):
-                async with self._forking:
-                    await on_boxes_thread(self._wire.order(op="kill", name=""))
+                await on_boxes_thread(self._wire.order(op="kill", name=""))
 
     async def freeze(self) -> None:
         """Stop everything in the box, where it can be stopped."""
