@@ -7,7 +7,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from boxes import ISOLATED
+from boxes import BOXES, ISOLATED
 from competition_fixtures import make_competition
 
 from dojo_kernel.actions import ACTIONS, Checkpoint, ExecuteCode, GetHistory, RequestInfo, Reset, Restore, offered, tool_schemas
@@ -20,6 +20,7 @@ from dojo_kernel.testing import open_memory_kernel
 
 ROWS = 60
 KINDS = ["memory", "process"]
+EVERYWHERE = ["memory", *BOXES]
 
 
 def csv(value):
@@ -307,8 +308,9 @@ async def test_the_parent_may_be_closed_before_its_branches_and_after(competitio
     assert not folder.exists(), "a branch of a temporary episode is temporary"
 
 
-async def test_a_branch_of_a_branch_and_its_checkpoints_are_its_own(competition, tmp_path):
-    async with play(competition, folder=tmp_path / "run") as episode:
+@pytest.mark.parametrize("kind", EVERYWHERE)
+async def test_a_branch_of_a_branch_and_its_checkpoints_are_its_own(competition, tmp_path, kind):
+    async with play(competition, kind, folder=tmp_path / "run") as episode:
         await cell(episode, "x = 1")
         await episode.step(Checkpoint(label=""))
         async with episode.branch(1) as (child,):
@@ -325,6 +327,34 @@ async def test_a_branch_of_a_branch_and_its_checkpoints_are_its_own(competition,
         assert (await episode.step(Restore(id="c1"))).observation.ok
     points = [event for event in read_journal(grandchild.folder) if isinstance(event, Branched)]
     assert [(one.parent_episode, one.episode) for one in points] == [(episode.id, child.id), (child.id, grandchild.id)]
+
+
+@pytest.mark.parametrize("kind", EVERYWHERE)
+async def test_a_branchs_branch_outlives_it(competition, kind):
+    async with play(competition, kind) as episode:
+        await cell(episode, "x = 1; _ = (W / 'f').write_text('root')")
+        (child,) = await episode.branch(1)
+        (grandchild,) = await child.branch(1)
+        await child.close()
+        assert "\n1 root\n" in await cell(grandchild, "print(x, (W / 'f').read_text()); _ = (W / 'g').write_text('mine')")
+        await episode.close()
+        assert "score 1.00000" in await cell(grandchild, submits(off(1)))
+        await grandchild.close()
+    assert grandchild.closed.final.score == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["process", *ISOLATED])
+async def test_a_branch_goes_back_as_often_as_it_likes(competition, kind):
+    async with play(competition, kind, max_steps=200) as episode:
+        await cell(episode, "x = 0")
+        async with episode.branch(1) as (branch,):
+            for number in range(20):
+                made = await branch.step(Checkpoint(label=""))
+                assert made.observation.ok, made.observation.text
+                back = await branch.step(Restore(id=made.bookmark.id))
+                assert back.observation.ok, back.observation.text
+                await cell(branch, f"x += 1; assert x == {number + 1}; _ = (W / 'f').write_text(str(x))")
 
 
 async def test_an_interrupted_branch_can_be_resumed_and_its_parent_too(competition, tmp_path):

@@ -124,6 +124,10 @@ class _Share:
 
     def __init__(self) -> None:
         self.sessions = 1
+        self.homes: set[str] = set()
+        """Folders of the branches that are open."""
+        self.left: set[str] = set()
+        """Folders of closed branches in which a branch of theirs still lives."""
         self.names = 0
         self.still = asyncio.Lock()
         """Held while everything stands still for a submission to be read."""
@@ -524,7 +528,8 @@ class KernelSession:
             target = self.workspace_path
 
             def room(_: int) -> Room:
-                return self._box.restored_room(checkpoint.room, target, self._room)
+                forked = checkpoint.executor is not None
+                return self._box.restored_room(checkpoint.room, target, self._room, forked=forked)
 
             waiting = checkpoint.executor
             if waiting is not None and waiting.process.exited.done():  # out of memory, or the agent's own doing
@@ -562,12 +567,15 @@ class KernelSession:
         async with self._lock:
             live = await self._ready()
             made: list[KernelSession] = []
+            root = self._room.home if self._room is not None else self._box.forks_path
             try:
                 for seed in seeds if seeds is not None else [None] * count:
-                    child = await self._fork(live, "live", lambda n: self._box.branch_room(self.workspace_path, n), seed)
+                    child = await self._fork(live, "live", lambda n: self._box.branch_room(self.workspace_path, root, n), seed)
                     sibling = KernelSession(self._box, self._settings, parent=self)
                     self._share.sessions += 1
                     sibling._live, sibling._room = child, child.process.room
+                    assert sibling._room is not None
+                    self._share.homes.add(sibling._room.home)
                     sibling._news = tuple(f"Not in this branch: {line}." for line in child.lost or ())
                     made.append(sibling)
             except BaseException:
@@ -609,7 +617,17 @@ class KernelSession:
         if last:
             await self._box.remove_box()
         elif self._room is not None:
-            await self._box.remove_folder(self._room.home)
+            await self._leave(self._room.home)
+
+    async def _leave(self, home: str) -> None:
+        """Delete the folder of this branch, once no branch of it lives in there."""
+        share = self._share
+        share.homes.discard(home)
+        share.left.add(home)
+        for folder in sorted(share.left):
+            if not any(one.startswith(f"{folder}/") for one in share.homes):
+                share.left.discard(folder)
+                await self._box.remove_folder(folder)
 
 
 def _lines(said: object) -> tuple[str, ...]:
