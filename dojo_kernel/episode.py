@@ -54,7 +54,7 @@ from dojo_kernel.errors import (
     PluginError,
     SubmissionError,
 )
-from dojo_kernel.feedback import FEEDBACK, Parts, cap
+from dojo_kernel.feedback import FEEDBACK, Parts, cap, clean
 from dojo_kernel.journal.log import Journal
 from dojo_kernel.journal.notebook import write_notebook
 from dojo_kernel.kernel import open_kernel
@@ -306,7 +306,7 @@ class Episode:
         made = await self.kernel.checkpoint(label)
         name = f"c{self.state.bookmarks + 1}"
         self._kept[name] = made.id
-        bookmark = Bookmark(how="made", id=name, label=label, missing=made.lost, life=self.kernel.life)
+        bookmark = Bookmark(how="made", id=name, label=label, missing=_cleaned(made.lost), life=self.kernel.life)
         return bookmark, self._names(made.evicted)
 
     async def restore_checkpoint(self, name: str) -> Bookmark:
@@ -314,7 +314,7 @@ class Episode:
         if name not in self._kept:
             raise ActionError(self._no_such_checkpoint(name))
         missing = await self.kernel.restore(self._kept[name])
-        return Bookmark(how="restored", id=name, missing=missing, life=self.kernel.life)
+        return Bookmark(how="restored", id=name, missing=_cleaned(missing), life=self.kernel.life)
 
     def _no_such_checkpoint(self, name: str) -> str:
         known = f"there are: {', '.join(self._kept)}" if self._kept else "there is none now"
@@ -531,6 +531,11 @@ async def _leave(episode: Episode, error: BaseException | None) -> None:
             await episode.close("error", "".join(traceback.format_exception(error)))
     else:
         await episode.release()
+
+
+def _cleaned(lines: Sequence[str]) -> tuple[str, ...]:
+    """What a kernel says, fit for a model and a journal."""
+    return tuple(clean(line) for line in lines)
 
 
 def _branch_seed(seed: int, head: str, index: int) -> int:
@@ -794,7 +799,7 @@ async def _checkpoint(episode: Episode, action: Checkpoint) -> Outcome:
     try:
         made, filed = await episode.make_checkpoint(action.label)
     except ForkRefusedError as refused:
-        return Outcome(f"no checkpoint was made: {refused}", ok=False)
+        return Outcome(f"no checkpoint was made: {clean(str(refused))}", ok=False)
     lines = [f"checkpoint {made.id} holds the variables and files of now", *(f"not in it: {line}" for line in made.missing)]
     return Outcome("\n".join([*lines, *([f"there are too many: {_filed(filed)}"] if filed else [])]), bookmark=made)
 
@@ -804,7 +809,7 @@ async def _restore(episode: Episode, action: Restore) -> Outcome:
     try:
         restored = await episode.restore_checkpoint(action.id)
     except ForkRefusedError as refused:
-        return Outcome(f"not restored: {refused}", ok=False)
+        return Outcome(f"not restored: {clean(str(refused))}", ok=False)
     lines = [f"variables and files are those of checkpoint {restored.id}, which stays; steps, time and submissions stay used"]
     return Outcome("\n".join([*lines, *(f"missing: {line}" for line in restored.missing)]), bookmark=restored)
 

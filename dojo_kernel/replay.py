@@ -232,6 +232,7 @@ class _Player:
     def __init__(self, opened: Opened, kernel: Kernel, new_kernel: Callable[[], Awaitable[Kernel]], *, validates: bool) -> None:
         recorded = opened.settings.get("episode")
         self.opened = opened
+        self.episode = opened.episode
         self.kernel = kernel
         self.new_kernel = new_kernel
         self.validates = validates
@@ -308,6 +309,7 @@ class _Player:
 
     async def _branch(self, event: Branched) -> None:
         """Become the branch: a checkpoint here and a restore of it are the fork that the branch began with."""
+        self.episode = event.episode
         self._moved("<workspace>", event.workspace_path, self.kernel.workspace_path)
         try:
             made = await self.kernel.checkpoint("branch")
@@ -368,7 +370,7 @@ class _Player:
     def report(self) -> ReplayReport:
         then, now = self._final or (None, None)
         return ReplayReport(
-            episode=self.opened.episode,
+            episode=self.episode,
             competition=self.opened.competition,
             box_then=self.opened.box,
             box_now=self.kernel.box,

@@ -112,6 +112,38 @@ async def test_a_restore_brings_back_variables_and_files_and_no_budget(competiti
     assert episode.closed.final.score == 2.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_restore_works_after_a_reset_and_after_a_death(competition, kind):
+    async with play(competition, kind) as episode:
+        await cell(episode, "x = 1; _ = (W / 'a').write_text('kept')")
+        await episode.step(Checkpoint(label=""))
+        await episode.step(Reset())
+        assert (await episode.step(Restore(id="c1"))).observation.ok
+        assert "\n1 kept" in await cell(episode, "print(x, (W / 'a').read_text()); x = 2")
+        if kind == "process":
+            died = await episode.step(ExecuteCode(code="import os; os._exit(1)"))
+            assert died.execution.status == "died"
+        back = await episode.step(Restore(id="c1"))
+        assert (back.observation.ok, back.bookmark.life) == (True, episode.kernel.life)
+        assert "\n1 kept" in await cell(episode, "print(x, (W / 'a').read_text())")
+
+
+async def test_what_a_checkpoint_lacks_is_named_in_plain_text(competition):
+    async with play(competition, "process") as episode:
+        await cell(
+            episode,
+            "import threading, time\n"
+            "threading.Thread(target=time.sleep, args=(60,), name='bad \\x1b[31m \\ud800 name', daemon=True).start()",
+        )
+        step = await episode.step(Checkpoint(label="with a thread"))
+        assert step.observation.ok, step.observation.text
+        assert re.search(r"not in it: thread bad .* name", step.observation.text)
+        step.model_dump_json()
+        back = await episode.step(Restore(id="c1"))
+        assert re.search(r"missing: thread bad .* name", back.observation.text)
+        assert "\x1b" not in back.observation.text + step.observation.text
+
+
 async def test_a_checkpoint_that_is_refused_is_an_observation(competition):
     async with play(competition) as episode:
         await cell(episode, "numbers = (i for i in [1])")

@@ -87,11 +87,35 @@ async def test_a_trajectory_with_two_branches_and_one_rewind_comes_out_as_it_was
         for path in (one.folder, tmp_path / "run.ipynb"):
             report = await replay(path, box=box, competition=prepared, validates=True)
             assert not report.diverged, report
+            assert report.episode == one.id
             assert {cell.verdict for cell in report.cells} <= {"exact", "sanitised"}, report
             assert len(report.cells) == sum(step.execution is not None for step in one.steps)
             assert all(cell.score_equal and cell.submission_equal for cell in report.cells if cell.score_then is not None)
             assert [finding for finding in report.findings if "chain" not in finding] == []
     assert report.final_equal is True
+
+
+async def test_a_restore_after_a_death_and_before_a_restart_comes_out_as_it_was(prepared, tmp_path):
+    async with play(prepared, tmp_path / "run", "process") as episode:
+        await cell(episode, "x = 1")
+        await episode.step(Checkpoint(label=""))
+        await episode.step(ExecuteCode(code="import os; os._exit(1)"))
+        await episode.step(Restore(id="c1"))
+        await cell(episode, "x += 1; print(x)")
+        await episode.step(ExecuteCode(code="import os; os._exit(1)"))
+        await cell(episode, "print('x' in globals())")
+        async with episode.branch(1) as (branch,):
+            await cell(branch, "print('x' in globals())")
+            await branch.step(Reset())
+            await cell(branch, "y = 1")
+    report = await replay(branch.folder, box="process", competition=prepared)
+    verdicts = [one.verdict for one in report.cells]
+    assert verdicts == ["exact", "not_replayable", "exact", "not_replayable", "exact", "exact", "exact"]
+    assert (report.diverged, report.findings) == (False, ())
+    notebook = to_notebook(branch.events)
+    assert way(notebook) == [
+        "dojo-setup", "s0000", "s0004", "s0006-empty", "s0006", "branched-1-seed", "s0007", "s0008-empty", "s0009",
+    ]  # fmt: skip
 
 
 async def test_another_number_after_a_rewind_diverges(prepared, tmp_path):
