@@ -245,7 +245,7 @@ class DojoKernel(IPythonKernel):
     """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one.
 
     The shell request `fork_request` makes another kernel out of this one, with all that it knows. Content: `name`,
-    `connection_file`, `room` (see confine.py), `seed` (None: random numbers go on as here). Reply: `status` ok with `pid` and
+    `connection` and `connection_file` (the first need not lie there), `room` (see confine.py), `seed` (None: random numbers go on as here). Reply: `status` ok with `pid` and
     `lost` (what the child lacks, by kind), or refused with `why`.
     """
 
@@ -374,10 +374,10 @@ class DojoKernelApp(IPKernelApp):
         shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]
         shell.user_ns_hidden.update(exit=hint, quit=hint)
 
-    def continue_from(self, parent: DojoKernelApp, context: contextvars.Context) -> None:
+    def continue_from(self, parent: DojoKernelApp, connection: Any, context: contextvars.Context) -> None:
         """Come up in a forked child with the parent's shell: its names, history, count, formatters, figures and settings."""
         self.profile_dir = parent.profile_dir
-        self.load_connection_file()
+        self.load_connection_info(connection)
         self.init_sockets()  # type: ignore[no-untyped-call]
         session: Any = self.session
         session.pack = Packer(session.pack)
@@ -449,8 +449,6 @@ def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
     """Fork and reply; returns the kernel to serve, in parent and child."""
     session: Any = app.session
     try:
-        if not os.path.isfile(request.order["connection_file"]):  # ipykernel would invent TCP ports
-            raise fork.Refused("no connection file")  # noqa: TRY301  one place that answers
         ready = fork.prepare()
         for stream in app.streams:
             stream.flush()
@@ -510,7 +508,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         connection_file=order["connection_file"],
         log=parent.log,
     )
-    app.continue_from(parent, request.context)
+    app.continue_from(parent, order["connection"], request.context)
     if order["seed"] is None:  # last: what comes up here draws numbers, too
         random.setstate(ready.randomness)
     else:

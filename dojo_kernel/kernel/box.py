@@ -46,7 +46,7 @@ SILENCE_S = 60.0
 START_S = 30.0
 SPAWN_S = 30.0
 OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}")
-STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
+STARTS = frozenset({"spawn", "fork", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SOCKETS_BYTES = 64 << 20
@@ -143,8 +143,6 @@ class Wire:
             self.ready.set_result(None)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("why"))[:300]][-20:]
-        elif kind == "prepared" and waiting is not None and not waiting.done():
-            waiting.set_result(0)
         elif kind == "spawn" and waiting is not None and not waiting.done():
             waiting.set_result(int(event["pid"]))
         elif kind == "error" and event.get("op") in STARTS and waiting is not None and not waiting.done():
@@ -486,9 +484,7 @@ class BoxProvisioner(KernelProvisionerBase):
         where = self._connection(generation, info)
         assert self._wire is not None
         try:
-            await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
-            asked = {"name": name, "room": asdict(process.room), "seed": seed}
-            pid = await ask({**asked, "connection_file": where["connection_file"]})
+            pid = await ask({"name": name, "room": asdict(process.room), "seed": seed, **where})
             process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
         except BaseException:
             self._wire.on_exit.pop(name, None)
