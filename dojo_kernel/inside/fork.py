@@ -29,7 +29,6 @@ FILE_CAP = 64 << 20
 OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"})
 HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
-_SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s ", re.MULTILINE)
 MAP_FIXED = 0x10
 
 
@@ -67,7 +66,7 @@ class Ready(NamedTuple):
 
     lost: dict[str, list[str]]
     """What a child will lack, by kind."""
-    shared: list[tuple[int, int]]
+    shared: list[tuple[int, ...]]
     """Start and end of each writable mapping that other processes see."""
     randomness: Any
     """State of Python's generator, which a forked child would otherwise draw anew."""
@@ -83,12 +82,12 @@ def prepare() -> Ready:
     threads = foreign_threads()
     _refuse_held_imports(threads)
     with open("/proc/self/maps") as file:
-        maps = file.read()
-    shared = [(int(start, 16), int(end, 16)) for start, end in _SHARED.findall(maps)]
+        lines = [line for line in file if " rw-s " in line or "omp" in line]
+    shared = [tuple(int(part, 16) for part in line.split(" ", 1)[0].split("-")) for line in lines if " rw-s " in line]
     size = sum(end - start for start, end in shared)
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
-    pause_openmp(sorted({line[line.index("/") :] for line in maps.splitlines() if "omp" in line and _OPENMP.search(line)}))
+    pause_openmp(sorted({line[line.index("/") :].rstrip("\n") for line in lines if _OPENMP.search(line)}))
     return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate())
 
 
@@ -182,7 +181,7 @@ def reseed(seed: int, namespace: dict[str, Any]) -> None:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def make_private(shared: list[tuple[int, int]]) -> None:
+def make_private(shared: list[tuple[int, ...]]) -> None:
     """Replace shared writable memory by copies at the same place: np.memmap, shared_memory, semaphores."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
