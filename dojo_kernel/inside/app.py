@@ -294,6 +294,8 @@ class DojoKernelApp(IPKernelApp):
 
     streams: tuple[Any, Any]
     """What stdout and stderr were at the start; a cell may have put something else in their place."""
+    descriptors: dict[int, str]
+    """Opened for this kernel before its first cell."""
 
     def _bind_socket(self, s: Any, port: int) -> int:
         if s.type == zmq.XPUB:
@@ -378,10 +380,12 @@ def start(argv: list[str]) -> None:
     app.config.InteractiveShell.colors = "nocolor"
     app.config.InteractiveShell.banner1 = ""
     app.config.InteractiveShell.enable_tip = False  # draws one of the agent's random numbers at each kernel_info
+    before = fork.targets()
     app.initialize(argv)
     if app.poller is not None:
         app.poller.start()
     app.kernel.start()
+    app.descriptors = fork.opened_since(before)
     serve(app)
 
 
@@ -458,10 +462,9 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
     for number in (1, 2):
         os.dup2(null, number)
     os.close(null)
-    black_box = os.path.join(os.path.dirname(parent.abs_connection_file), "output.log")
     moved = confine.enter(order["room"])
     fork.make_private(ready.shared)
-    fork.let_go(set(), moved, {black_box})
+    fork.let_go(parent.descriptors, os.path.dirname(parent.abs_connection_file), moved)
     fork.forget_pools()
     asyncio.set_event_loop(asyncio.new_event_loop())
     zmq.Context._instance = None  # noqa: SLF001  the parent's threads serve that one
@@ -474,7 +477,9 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         outstream_class=f"{NAME}.TeeOutStream",
         connection_file=order["connection_file"],
     )
+    before = fork.targets()
     app.continue_from(parent, request.context)
+    app.descriptors = fork.opened_since(before)
     if order["seed"] is None:  # last: what comes up here draws numbers, too
         random.setstate(ready.randomness)
     else:
