@@ -506,6 +506,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
     moved = confine.enter(order["room"])
     fork.make_private(ready.shared)
     fork.let_go(parent.descriptors, os.path.dirname(parent.abs_connection_file), moved)
+    before = fork.targets()
     fork.forget_pools()
     asyncio.set_event_loop(asyncio.new_event_loop())
     zmq.Context._instance = None  # noqa: SLF001  the parent's threads serve that one
@@ -519,7 +520,6 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         connection_file=order["connection_file"],
         log=parent.log,
     )
-    before = fork.targets()
     app.continue_from(parent, request.context)
     app.descriptors = fork.opened_since(before)
     if order["seed"] is None:  # last: what comes up here draws numbers, too
