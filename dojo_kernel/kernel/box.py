@@ -50,8 +50,8 @@ OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}"
 STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-SOCKETS_BYTES = 4 << 20
-SOCKETS_WATCHED_BYTES = 64 << 20
+SOCKETS_BYTES = 64 << 20
+"""Of a box's socket folders and black boxes; a hundred kernels need some 800 files of it."""
 """Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
 FAILURE_BYTES = 1 << 16
@@ -425,7 +425,7 @@ class BoxProvisioner(KernelProvisionerBase):
     async def _watch_disk(self, wire: Wire) -> None:
         """Where no quota holds: over the limit everything in the box dies, and the largest files go."""
         assert self.run_dir is not None
-        sockets = Workspace(self.run_dir / "k", size=SOCKETS_WATCHED_BYTES, uid=self.uid, mount=False)  # the box's to write, too
+        sockets = Workspace(self.run_dir / "k", size=SOCKETS_BYTES, uid=self.uid, mount=False)  # the box's to write, too
         spaces = (self.workspace, self.forks, sockets)
         pause = WATCH_S
         while wire.over is None:
