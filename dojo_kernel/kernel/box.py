@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -53,6 +54,7 @@ SOCKETS_BYTES = 64 << 20
 """Of a box's socket folders and black boxes; a hundred kernels need some 800 files of it."""
 """Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
+FAILURE_BYTES = 1 << 16
 WATCH_S = 0.5
 WATCHED = "the workspace is measured twice a second: it can be exceeded for a moment; RLIMIT_FSIZE holds each file"
 GB = 1 << 30
@@ -216,6 +218,8 @@ class BoxProcess:
         """Exit code, negative for a signal; None while it runs."""
         self.room: Room | None = None
         """Where it works; None for a program of its own."""
+        self.failure = ""
+        """What it said when it could not come up, its last line; a claim."""
         self.killed_for: str | None = None
         """Why the host killed it of its own accord."""
         self._loop = asyncio.get_running_loop()
@@ -250,6 +254,7 @@ class BoxProcess:
     def _gone(self, code: int) -> None:
         """On the thread of all boxes."""
         self.code = code
+        self.failure = _last_line(self.sockets / "failure.txt") if code else ""
         remove_tree(self.sockets)
         with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._tell, code)
@@ -257,6 +262,17 @@ class BoxProcess:
     def _tell(self, code: int) -> None:
         if not self.exited.done():
             self.exited.set_result(code)
+
+
+def _last_line(path: Path) -> str:
+    """Of a file that the box may have written; "" where there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        text = file.read(FAILURE_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    return text.decode(errors="replace").strip().rpartition("\n")[2].strip()[:300]
 
 
 # --- the box ---------------------------------------------------------------------------------------------------------
