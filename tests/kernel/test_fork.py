@@ -355,6 +355,7 @@ async def test_nothing_is_left_of_forks(kernel):
 
     await once()
     await run(kernel, "x = 3")
+    assert await becomes_true(lambda: not any(name.isdigit() for name in names(box.forks.path)))
     before = state()
     inside = "print(len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task')))"
     held = await run(kernel, inside)

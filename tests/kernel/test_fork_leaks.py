@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
-from boxes import BOXES, becomes_true, opened, printed
+from boxes import BOXES, opened, printed
 
 from dojo_kernel.records import Limits
 
