@@ -76,7 +76,8 @@ class Cells:
 
 async def opened(kind: str, folder: Path, **settings: object) -> KernelSession:
     """A session with our own kernel in it, as an episode has it."""
-    given = KernelSettings(box=kind, limits=Limits(memory_gb=0.6, pids=128), **{"max_restarts": 100, **settings})
+    usual = {"limits": Limits(memory_gb=0.6, pids=128), "max_restarts": 100}
+    given = KernelSettings(box=kind, **{**usual, **settings})
     kernel = await open_kernel(given, data_dir=folder, episode=EPISODE)
     assert isinstance(kernel, KernelSession)
     return kernel

@@ -322,9 +322,6 @@ class Init:
             say(ev="pong")
         elif op in ("spawn", "fork", "adopt"):
             {"spawn": self.spawn, "fork": self.fork, "adopt": self.adopt}[op](order)
-        elif op == "prepare":
-            self.prepare(order)
-            say(ev="prepared", name=order["name"])
         elif op == "zygote":
             self.zygote_order = order
             self.start_zygote()

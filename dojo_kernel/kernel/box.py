@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -46,13 +47,14 @@ SILENCE_S = 60.0
 START_S = 30.0
 SPAWN_S = 30.0
 OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}")
-STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
+STARTS = frozenset({"spawn", "fork", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SOCKETS_BYTES = 64 << 20
 """Of a box's socket folders and black boxes; a hundred kernels need some 800 files of it."""
 """Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
+FAILURE_BYTES = 1 << 16
 WATCH_S = 0.5
 WATCHED = "the workspace is measured twice a second: it can be exceeded for a moment; RLIMIT_FSIZE holds each file"
 GB = 1 << 30
@@ -143,8 +145,6 @@ class Wire:
             self.ready.set_result(None)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("why"))[:300]][-20:]
-        elif kind == "prepared" and waiting is not None and not waiting.done():
-            waiting.set_result(0)
         elif kind == "spawn" and waiting is not None and not waiting.done():
             waiting.set_result(int(event["pid"]))
         elif kind == "error" and event.get("op") in STARTS and waiting is not None and not waiting.done():
@@ -218,6 +218,8 @@ class BoxProcess:
         """Exit code, negative for a signal; None while it runs."""
         self.room: Room | None = None
         """Where it works; None for a program of its own."""
+        self.failure = ""
+        """What it said when it could not come up, its last line; a claim."""
         self.killed_for: str | None = None
         """Why the host killed it of its own accord."""
         self._loop = asyncio.get_running_loop()
@@ -252,6 +254,7 @@ class BoxProcess:
     def _gone(self, code: int) -> None:
         """On the thread of all boxes."""
         self.code = code
+        self.failure = _last_line(self.sockets / "failure.txt") if code else ""
         remove_tree(self.sockets)
         with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._tell, code)
@@ -259,6 +262,17 @@ class BoxProcess:
     def _tell(self, code: int) -> None:
         if not self.exited.done():
             self.exited.set_result(code)
+
+
+def _last_line(path: Path) -> str:
+    """Of a file that the box may have written; "" where there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        text = file.read(FAILURE_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    return text.decode(errors="replace").strip().rpartition("\n")[2].strip()[:300]
 
 
 # --- the box ---------------------------------------------------------------------------------------------------------
@@ -486,9 +500,7 @@ class BoxProvisioner(KernelProvisionerBase):
         where = self._connection(generation, info)
         assert self._wire is not None
         try:
-            await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
-            asked = {"name": name, "room": asdict(process.room), "seed": seed}
-            pid = await ask({**asked, "connection_file": where["connection_file"]})
+            pid = await ask({"name": name, "room": asdict(process.room), "seed": seed, **where})
             process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
         except BaseException:
             self._wire.on_exit.pop(name, None)

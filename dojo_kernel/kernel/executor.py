@@ -127,7 +127,9 @@ class Executor:
                 await task
 
     def _exit_note(self) -> str:
-        return f"; it exited with {self.process.exited.result()}" if self.process.exited.done() else ""
+        if not self.process.exited.done():
+            return ""
+        return f"; it exited with {self.process.exited.result()}" + (f": {self.process.failure}" if self.process.failure else "")
 
     def _open_black_box(self) -> None:
         # before the agent's code runs, so that no link or pipe can lie there yet
