@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import resource
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from boxes import BOXES, ISOLATED
@@ -435,10 +438,13 @@ async def test_the_state_of_a_branch_is_the_fold_over_its_journal(competition, t
 # --- the journal -------------------------------------------------------------------------------------------------------
 
 
+def point(**change):
+    about = {"episode": "b", "parent_episode": "a", "parent_events": 0, "parent_head_sha256": "0" * 64, "index": 0, "seed": None}
+    return Branched(**about, workspace_path=change.pop("workspace_path", "/w"), started_at="")
+
+
 def test_a_journal_that_branches_is_read_resumed_and_verified_like_any_other(tmp_path):
-    event = Branched(
-        episode="b", parent_episode="a", parent_events=0, parent_head_sha256="0" * 64, index=0, seed=None, workspace_path="/w", started_at=""
-    )  # fmt: skip
+    event = point()
     with Journal.create(tmp_path / "a") as parent:
         kept = parent.store(b"bytes")
         with parent.branch(tmp_path / "b", event) as child:
@@ -455,3 +461,28 @@ def test_a_journal_that_branches_is_read_resumed_and_verified_like_any_other(tmp
     lines = (tmp_path / "b" / "journal.jsonl").read_bytes().splitlines()
     assert all(b'"prev":"' in line for line in lines)
     assert len({*pairwise(lines)}) == 1
+
+
+def test_a_branch_that_the_disk_has_no_room_for_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal.create(tmp_path / "a") as parent:
+        parent.store(b"bytes")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+            with pytest.raises(JournalError, match="cannot make a branch"):
+                parent.branch(tmp_path / "b", point(workspace_path="x" * 20_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not (tmp_path / "b").exists()
+        parent.branch(tmp_path / "b", point()).close()
+        parent.append(Closed(reason="agent", seconds=1.0))
+    assert len(read_journal(tmp_path / "a")) == len(read_journal(tmp_path / "b")) == 1
+
+
+def test_kept_files_come_along_to_another_file_system(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dojo-test-") as other, Journal.create(tmp_path / "a") as parent:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("one file system here")
+        kept = parent.store(b"bytes")
+        parent.branch(Path(other) / "b", point()).close()
+        assert (Path(other) / "b" / "files" / kept).read_bytes() == b"bytes"
