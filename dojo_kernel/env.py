@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from dojo_kernel.actions import ACTIONS, Action, tool_schemas
 from dojo_kernel.episode import StartKernel, in_a_box, open_episode
 from dojo_kernel.errors import ActionError, ConfigError
+from dojo_kernel.kernel.pool import WarmPool, warmed
 from dojo_kernel.settings import EpisodeSettings, KernelSettings, in_words
 
 if TYPE_CHECKING:
@@ -154,9 +155,10 @@ def _number(score: float | None) -> np.ndarray[Any, Any]:
 
 
 class _Loop:
-    """One asyncio loop in one daemon thread."""
+    """One asyncio loop in one daemon thread; environments that share a pool share it, too."""
 
     def __init__(self) -> None:
+        self.users = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dojo-env", daemon=True)
         self._thread.start()
@@ -179,6 +181,21 @@ class _Loop:
         self._thread.join(timeout=10)
         if not self._thread.is_alive():
             self._loop.close()
+
+
+_loops: weakref.WeakKeyDictionary[WarmPool, _Loop] = weakref.WeakKeyDictionary()
+_loops_lock = threading.Lock()
+
+
+def _loop_of(pool: WarmPool | None) -> _Loop:
+    with _loops_lock:
+        loop = None if pool is None else _loops.get(pool)
+        if loop is None:
+            loop = _Loop()
+            if pool is not None:
+                _loops[pool] = loop
+        loop.users += 1
+        return loop
 
 
 class _Seat:
@@ -259,6 +276,18 @@ def _settings(kind: type[S], given: S | Mapping[str, Any] | None) -> S:
         raise ConfigError(f"{kind.__name__}: {in_words(error, kind)}") from error
 
 
+def _pooled(
+    pool: int | WarmPool, kernel: KernelSettings, start_kernel: StartKernel
+) -> tuple[WarmPool | None, KernelSettings, StartKernel]:
+    """The pool, if there is to be one, and who starts which kernels then. Raises ValueError."""
+    if pool == 0:
+        return None, kernel, start_kernel
+    if start_kernel is not in_a_box:
+        raise ValueError("a pool starts the kernels itself: give pool or start_kernel, not both")
+    shared = pool if isinstance(pool, WarmPool) else WarmPool(pool)
+    return shared, warmed(kernel), shared.lease
+
+
 class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     """One competition, one boxed IPython kernel, one agent.
 
@@ -280,6 +309,8 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ## Arguments
     `competition`: slug or folder. `settings`, `kernel`: `EpisodeSettings` and `KernelSettings`, or dicts of their fields.
     `folder`: keeps a journal and submissions an episode; without it they go when the next episode starts.
+    `pool`: how many boxes wait for the next resets, with the usual libraries imported; or a `WarmPool` that several
+    environments share, which is emptied when the last of them is closed.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}
@@ -292,6 +323,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         kernel: KernelSettings | Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         render_mode: str | None = None,
+        pool: int | WarmPool = 0,
         start_kernel: StartKernel = in_a_box,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -299,11 +331,13 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = observation_space()
-        self._seat = _Seat(competition, _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel), start_kernel)
+        rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
+        shared, box, start_kernel = _pooled(pool, box, start_kernel)
+        self._seat = _Seat(competition, rules, box, start_kernel)
         self._seat.folder = None if folder is None else Path(folder)
         self._shown = ""
-        self._loop = _Loop()
-        self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat])
+        self._loop = _loop_of(shared)
+        self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat], shared)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Close the episode under way, if any, and open a new one in a fresh box."""
@@ -349,11 +383,21 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             sys.stdout.write(text + "\n")
 
 
-def _shut(loop: _Loop, seats: list[_Seat]) -> None:
+def _shut(loop: _Loop, seats: list[_Seat], pool: WarmPool | None) -> None:
     try:
         loop.run(_leave_all(seats))
     finally:
-        loop.stop()
+        with _loops_lock:
+            loop.users -= 1
+            last = loop.users == 0
+            if last and pool is not None:
+                del _loops[pool]
+        if last:
+            try:
+                if pool is not None:
+                    loop.run(pool.close())
+            finally:
+                loop.stop()
 
 
 async def _leave_all(seats: list[_Seat]) -> None:
@@ -385,6 +429,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         kernel: KernelSettings | Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         render_mode: str | None = None,
+        pool: int | WarmPool = 0,
         start_kernel: StartKernel = in_a_box,
     ) -> None:
         self.num_envs = num_envs
@@ -394,12 +439,13 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         self.single_observation_space = observation_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
+        shared, box, start_kernel = _pooled(pool, box, start_kernel)
         self._seats = [_Seat(competition, rules, box, start_kernel) for _ in range(num_envs)]
         for number, seat in enumerate(self._seats):
             seat.folder = None if folder is None else Path(folder) / f"seat-{number}"
         self._latest: list[dict[str, Any]] = []
-        self._loop = _Loop()
-        self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats)
+        self._loop = _loop_of(shared)
+        self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats, shared)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

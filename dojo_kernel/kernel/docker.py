@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Ulimit
-from traitlets import Float
 
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
 from dojo_kernel.kernel import reaper
@@ -237,8 +236,8 @@ class DockerProvisioner(BoxProvisioner):
     """A container of the local Docker engine."""
 
     kind: ClassVar[str] = "docker"
-    deadline_s: float = Float(86_400.0, config=True)  # type: ignore[assignment]  # a trait reads as its value
-    """After which any host's reaper removes the container, whoever owns it."""
+    image_digest: str | None = None
+    """Of the image that the container was made from."""
     _name: str | None = None
     _cgroup: Cgroup | None = None
 
@@ -307,6 +306,7 @@ class DockerProvisioner(BoxProvisioner):
             raise
         state = found.client.api.inspect_container(self._name)
         self._cgroup = Cgroup.find(state["State"]["Pid"], state["Id"])
+        self.image_digest = state["Image"]
 
     def _labels(self) -> dict[str, str]:
         return {
