@@ -25,9 +25,11 @@ RUN set -eu; \
     set -- --no-cache-dir --disable-pip-version-check --no-compile -r kernels/requirements.txt; \
     if [ -n "$EXTRA_REQUIREMENTS" ]; then set -- "$@" -r "$EXTRA_REQUIREMENTS"; fi; \
     if ls kernels/build/wheels/*.whl >/dev/null 2>&1; then set -- --no-index --find-links kernels/build/wheels "$@"; fi; \
+    /opt/venv/bin/pip uninstall --yes --quiet setuptools 2>/dev/null || true; \
     /opt/venv/bin/pip install "$@"; \
-    /opt/venv/bin/pip uninstall --yes --quiet pip setuptools 2>/dev/null || true; \
-    /opt/venv/bin/python -m compileall -q /opt/venv/lib || true
+    /opt/venv/bin/pip uninstall --yes --quiet pip; \
+    /opt/venv/bin/python -m compileall -q /opt/venv/lib || true; \
+    chmod -R a+rX /opt/venv  # here: a chmod in the last stage would store every file a second time
 
 FROM ${BASE_IMAGE}
 COPY --from=packages /opt/venv /opt/venv
@@ -36,7 +38,7 @@ COPY dojo_kernel/inside/ /opt/dojo/
 RUN mkdir -p /data /workspace /run/k \
     && echo "dojo:x:10001:10001:dojo:/workspace:/bin/sh" >> /etc/passwd \
     && echo "dojo:x:10001:" >> /etc/group \
-    && chmod -R a+rX /opt/dojo /opt/venv
+    && chmod -R a+rX /opt/dojo
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+from table import Figure, tell
 
 
 async def _boxed(kind: str, data: Path) -> tuple[float, float]:
@@ -41,8 +43,8 @@ async def _plain() -> tuple[float, float]:
     return ready - begin, time.perf_counter() - ready
 
 
-async def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """`{kind: {start_s, close_s}}`."""
+async def measure(rounds: int) -> list[Figure]:
+    """Two for each kind."""
     from dojo_kernel.kernel import doctor
 
     kinds = [kind for kind in ("docker", "sandbox", "process") if (await doctor.available(kind))[0]]
@@ -52,27 +54,21 @@ async def measure(rounds: int) -> dict[str, dict[str, float]]:
             times["ipykernel"].append(await _plain())
             for kind in kinds:
                 times[kind].append(await _boxed(kind, Path(folder)))
-    return {
-        kind: {
-            "start_s": round(statistics.median(a for a, _ in some), 3),
-            "close_s": round(statistics.median(b for _, b in some), 3),
-        }
-        for kind, some in times.items()
-    }
+    figures = []
+    for kind, some in times.items():
+        figures.append(Figure(f"{kind}: start to the first cell's result", statistics.median(a for a, _ in some), "s"))
+        figures.append(Figure(f"{kind}: close", statistics.median(b for _, b in some), "s"))
+    return figures
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = asyncio.run(measure(arguments.rounds))
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        for kind, one in found.items():
-            print(f"{kind:12} start {one['start_s']:.3f} s   close {one['close_s']:.3f} s")
+    return tell(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,18 +7,20 @@ busy machine slows both. Figures are medians in milliseconds of the host's monot
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
+from table import Figure, tell
+
 CELL = "x = 1"
 
 
-def measure(cells: int) -> dict[str, float]:
+def measure(cells: int) -> list[Figure]:
     """Medians of both and their ratio."""
     import gymnasium as gym
     import nbformat
@@ -51,10 +53,14 @@ def measure(cells: int) -> dict[str, float]:
     finally:
         env.close()
     mine, other = statistics.median(ours), statistics.median(theirs)
-    return {"env_step_ms": round(mine, 2), "nbclient_ms": round(other, 2), "ratio": round(mine / other, 2), "bar": 1.25}
+    return [
+        Figure("trivial cell through env.step, journal included", mine, "ms"),
+        Figure("the same cell on the same kernel by nbclient", other, "ms"),
+        Figure("ratio", mine / other, "", 1.25),
+    ]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=300)
     parser.add_argument("--json", action="store_true")
@@ -62,8 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("DOJO_DATA", str(Path(folder)))
         found = measure(arguments.cells)
-    print(json.dumps(found) if arguments.json else "\n".join(f"{key:14} {value}" for key, value in found.items()))
+    return tell(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,16 +23,20 @@ import traceback
 import warnings
 from typing import Any, NamedTuple, cast
 
+import comm
 import zmq
 from IPython.core.autocall import IPyAutocall
 from tornado.ioloop import IOLoop
+from zmq.eventloop.zmqstream import ZMQStream
 
 _nothing: Any = None
 sys.modules["debugpy"] = _nothing  # nobody debugs here, and its import is a quarter of a kernel's start
 import ipykernel.debugger  # noqa: E402, F401  finds none
+from ipykernel.control import ControlThread  # noqa: E402
 from ipykernel.iostream import OutStream  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.kernelapp import IPKernelApp  # noqa: E402
+from ipykernel.kernelbase import Kernel  # noqa: E402
 
 del sys.modules["debugpy"]  # the agent may have it
 
@@ -248,11 +252,31 @@ class DojoKernel(IPythonKernel):
 
     _execute_sleep = 0
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+    def __init__(self, *, inherited: Any = None, **kwargs: Any) -> None:
+        if inherited is None:
+            super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        else:  # IPythonKernel would make a shell and look at every module
+            Kernel.__init__(self, **kwargs)  # type: ignore[no-untyped-call]
+            self._inherit(inherited)
         self.shell_handlers["fork_request"] = self.fork_request
         self.shell_handlers["variables_request"] = self.variables_request
         self.fork_requests: list[ForkRequest] = []
+
+    def _inherit(self, shell: Any) -> None:
+        """Connect the shell of the parent to this kernel's sockets."""
+        for publisher in (shell.displayhook, shell.display_pub):
+            publisher.session, publisher.pub_socket = self.session, self.iopub_socket
+        shell.displayhook.topic = self._topic("execute_result")  # type: ignore[no-untyped-call]
+        shell.kernel = shell.parent = self
+        self.shell = shell
+        self.comm_manager: Any = comm.get_comm_manager()
+        for kind in ("comm_open", "comm_msg", "comm_close"):
+            self.shell_handlers[kind] = getattr(self.comm_manager, kind)
+
+    def start(self) -> None:
+        """Without the debugger's part."""
+        cast("Any", self.shell).exit_now = False
+        Kernel.start(self)  # type: ignore[no-untyped-call]
 
     async def fork_request(self, socket: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Stop the loop; `serve` forks outside of it, so that forks of forks do not grow the stack."""
@@ -302,9 +326,33 @@ class DojoKernelApp(IPKernelApp):
         return bound
 
     def init_control(self, context: Any) -> None:
-        """Without the thread for subshells, which nobody uses: two hops and a thread less for each cell."""
-        super().init_control(context)  # type: ignore[no-untyped-call]
+        """The socket and its thread; no sockets of a debugger, and no thread for subshells, two hops less for each cell."""
+        self.control_socket = context.socket(zmq.ROUTER)
+        self.control_socket.linger = 1000
+        self.control_socket.router_handover = 1
+        self._apply_curve_server_options(self.control_socket)
+        self.control_port = self._bind_socket(self.control_socket, self.control_port)
+        self.control_thread = ControlThread(daemon=True)  # type: ignore[no-untyped-call]
         self.shell_channel_thread = None
+
+    def init_kernel(self, inherited: Any = None) -> None:
+        """The kernel on these sockets; with an inherited shell, what a fork goes on with."""
+        self.control_thread.start()
+        self.kernel = DojoKernel.instance(
+            parent=self,
+            session=self.session,
+            control_stream=ZMQStream(self.control_socket, self.control_thread.io_loop),
+            shell_stream=ZMQStream(self.shell_socket),
+            control_thread=self.control_thread,
+            iopub_thread=self.iopub_thread,
+            iopub_socket=self.iopub_socket,
+            stdin_socket=self.stdin_socket,
+            log=self.log,
+            profile_dir=self.profile_dir,
+            inherited=inherited,
+            **({} if inherited is not None else {"user_ns": self.user_ns}),
+        )
+        self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})  # type: ignore[no-untyped-call]
 
     def _open_black_box(self) -> None:
         TeeOutStream.black_box = BlackBox(os.path.join(os.path.dirname(self.abs_connection_file) or ".", "output.log"))
@@ -328,22 +376,15 @@ class DojoKernelApp(IPKernelApp):
 
     def continue_from(self, parent: DojoKernelApp, context: contextvars.Context) -> None:
         """Come up in a forked child with the parent's shell: its names, history, count, formatters, figures and settings."""
-        shell: Any = parent.shell
-        where = self.connection_file
-        self.profile_dir, self.config = parent.profile_dir, parent.config
-        self.connection_file = where  # the parent's configuration names the parent's
-        self.init_connection_file()  # type: ignore[no-untyped-call]
+        self.profile_dir = parent.profile_dir
+        self.load_connection_file()
         self.init_sockets()  # type: ignore[no-untyped-call]
-        self.session.pack = Packer(self.session.pack)
+        session: Any = self.session
+        session.pack = Packer(session.pack)
         self._continue_io(parent)
-        self.init_signal()  # type: ignore[no-untyped-call]
         self._ports = {name: getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
-        count = shell.execution_count
-        self.init_kernel()  # type: ignore[no-untyped-call]
-        self.shell = shell
-        shell.kernel = shell.parent = self.kernel
-        shell.execution_count = count
-        shell.set_completer_frame()
+        self.init_kernel(parent.shell)
+        self.shell: Any = parent.shell
         context.run(self.kernel.start)
 
     def _continue_io(self, parent: DojoKernelApp) -> None:
@@ -473,6 +514,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         kernel_class=DojoKernel,
         outstream_class=f"{NAME}.TeeOutStream",
         connection_file=order["connection_file"],
+        log=parent.log,
     )
     app.continue_from(parent, request.context)
     if order["seed"] is None:  # last: what comes up here draws numbers, too

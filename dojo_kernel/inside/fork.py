@@ -28,7 +28,7 @@ FILE_CAP = 64 << 20
 """Bytes of a file outside the workspace, open for writing, of which the child gets a private copy; a larger one is closed."""
 OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"})
 HARD = 2  # omp_pause_hard: threads and their memory are given back
-_OPENMP = re.compile(r"/\S*/lib[gi]?omp[^/\s]*\.so\S*")
+_OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
 _SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s ", re.MULTILINE)
 MAP_FIXED = 0x10
 
@@ -88,7 +88,7 @@ def prepare() -> Ready:
     size = sum(end - start for start, end in shared)
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
-    pause_openmp(sorted(set(_OPENMP.findall(maps))))
+    pause_openmp(sorted({line[line.index("/") :] for line in maps.splitlines() if "omp" in line and _OPENMP.search(line)}))
     return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate())
 
 

@@ -198,6 +198,7 @@ class SandboxProvisioner(BoxProvisioner):
     _cgroup: Cgroup | None = None
     _watch: asyncio.Task[None] | None = None
     _watchdog_kills: int = 0
+    _leased: str = ""
 
     @property
     def box_uid(self) -> int:
@@ -231,15 +232,12 @@ class SandboxProvisioner(BoxProvisioner):
             theirs.close()
             for fd in fds:
                 os.close(fd)
-        reaper.lease("pid", self._lease_name(self._bwrap.pid))
+        self._leased = f"{self._bwrap.pid}:{reaper.start_time(self._bwrap.pid)}"
+        reaper.lease("pid", self._leased)
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 16)
         if self._cgroup is None:
             self._watch = asyncio.create_task(self._watch_memory())
         return reader, writer
-
-    @staticmethod
-    def _lease_name(pid: int) -> str:
-        return f"{pid}:{reaper.start_time(pid)}"
 
     async def _complaint(self) -> str:
         return await asyncio.to_thread(self._last_words)
@@ -349,13 +347,12 @@ class SandboxProvisioner(BoxProvisioner):
         if bwrap is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(bwrap.wait, 3)
-            name = self._lease_name(bwrap.pid)
             if bwrap.poll() is None:
                 bwrap.kill()  # its death signal ends PID 1 of the box, and that everything in it
                 await asyncio.to_thread(bwrap.wait)
             if bwrap.stderr is not None:
                 bwrap.stderr.close()
-            reaper.release("pid", name)
+            reaper.release("pid", self._leased)
         cgroup, self._cgroup = self._cgroup, None
         if cgroup is not None:
             await asyncio.to_thread(cgroup.remove)
