@@ -6,6 +6,7 @@ The game is asyncio; each environment owns one background thread with a loop in 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  see _shut_all
 import contextlib
 import sys
 import threading
@@ -338,6 +339,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._shown = ""
         self._loop = _loop_of(shared)
         self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat], shared)
+        _open.add(self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Close the episode under way, if any, and open a new one in a fresh box."""
@@ -400,6 +402,19 @@ def _shut(loop: _Loop, seats: list[_Seat], pool: WarmPool | None) -> None:
                 loop.stop()
 
 
+_open: weakref.WeakSet[DojoEnv | DojoVectorEnv] = weakref.WeakSet()
+
+
+def _shut_all() -> None:
+    """When the program ends: close what it has left open."""
+    for env in list(_open):
+        env._finalizer()  # noqa: SLF001  of this file
+
+
+# `atexit` is too late: by then no work of ours gets a thread. The last to register is the first called, so after its import
+threading._register_atexit(_shut_all)  # type: ignore[attr-defined]  # noqa: SLF001  as concurrent.futures does it
+
+
 async def _leave_all(seats: list[_Seat]) -> None:
     results = await asyncio.gather(*(seat.leave() for seat in seats), return_exceptions=True)
     for result in results:
@@ -446,6 +461,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         self._latest: list[dict[str, Any]] = []
         self._loop = _loop_of(shared)
         self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats, shared)
+        _open.add(self)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

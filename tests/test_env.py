@@ -1,10 +1,15 @@
 """The sync faces, against a real kernel in a plain process and, where no box matters, against one in memory."""
 
 import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
 import weakref
+from pathlib import Path
 
 import gymnasium as gym
 import nbformat
@@ -361,6 +366,39 @@ def test_a_forgotten_environment_takes_its_pool_with_it():
     del env
     gc.collect()
     assert not any(place.exists() for place in places)
+
+
+PROGRAM = """
+import sys, time
+from dojo_kernel.env import DojoEnv
+from dojo_kernel.kernel.pool import WarmPool
+pool = WarmPool(2)
+kernel = {"box": sys.argv[1], "preload": ("json",)}
+env, plain = DojoEnv("wine", kernel=kernel, pool=pool), DojoEnv("wine", kernel=kernel)
+env.reset()
+plain.reset()
+print(env.episode.kernel._box.run_dir, plain.episode.kernel._box.run_dir, flush=True)
+if sys.argv[2] == "interrupted":
+    env.step({"name": "execute_code", "code": "while True: pass"})
+"""
+
+
+@pytest.mark.parametrize("end", ["at its end", "interrupted"])
+@pytest.mark.parametrize("box", ["process", *ISOLATED])
+def test_a_program_that_closes_nothing_leaves_nothing(box, end, tmp_path):
+    environment = {**os.environ, "DOJO_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, box, end], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        places = [Path(name) for name in program.stdout.readline().split()]
+        assert len(places) == 2
+        if end == "interrupted":
+            time.sleep(0.3)
+            program.send_signal(signal.SIGINT)
+        _, complaints = program.communicate(timeout=60)
+    assert complaints.strip().rpartition("\n")[2] == ("KeyboardInterrupt" if end == "interrupted" else "")
+    assert not any(place.exists() for place in places)
+    assert not list((tmp_path / "state").rglob("*.json")), "no lease is left to be reaped"
 
 
 def test_a_pool_says_in_the_settings_what_its_boxes_have_imported():
