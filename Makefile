@@ -8,6 +8,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/ready
+TESTED := .venv/tested
 
 .PHONY: help demo test check bench image clean
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ demo: $(READY) ## Set up and play one episode of digits with the scripted agent
 	@$(BIN)/dojo prepare digits
 	@$(BIN)/dojo run digits --agent scripted
 
-test: $(READY) ## Set up and run the whole test suite; says what was skipped and why
+test: $(TESTED) ## Set up and run the whole test suite; says what was skipped and why
 	$(BIN)/python -m pytest -ra
 
 check: $(READY) ## Lint, format and types
@@ -30,7 +31,7 @@ check: $(READY) ## Lint, format and types
 bench: $(READY) ## Print what we claim about speed, measured side by side
 	$(BIN)/python -m benchmarks
 
-image: ## Build dojo-kernel:latest for the Docker box (CUDA=1: dojo-kernel:cuda)
+image: ## Build dojo-kernel:latest for the Docker box (CUDA=1: dojo-kernel:cuda, TEST=1: dojo-kernel:test)
 	scripts/image
 
 clean: ## Remove .venv, caches and builds; runs and prepared data stay
@@ -44,4 +45,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TESTED): $(READY) kernels/requirements-test.txt kernels/requirements-torch.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r kernels/requirements-test.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r kernels/requirements-torch.txt \
+		|| echo "no CPU build of torch on this index: its tests are skipped" >&2
 	@touch $@

@@ -15,7 +15,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from dojo_kernel.kernel import KernelSession, open_kernel
 from dojo_kernel.kernel.session import _provisioner as kind_of
-from dojo_kernel.records import Execution, Limits, Stream
+from dojo_kernel.records import Enforcement, Execution, Limits, Stream
 from dojo_kernel.settings import KernelSettings
 
 if TYPE_CHECKING:
@@ -76,10 +76,17 @@ class Cells:
 
 async def opened(kind: str, folder: Path, **settings: object) -> KernelSession:
     """A session with our own kernel in it, as an episode has it."""
-    given = KernelSettings(box=kind, limits=Limits(memory_gb=0.6, pids=128), **{"max_restarts": 100, **settings})
+    usual = {"limits": Limits(memory_gb=0.6, pids=128), "max_restarts": 100}
+    given = KernelSettings(box=kind, **{**usual, **settings})
     kernel = await open_kernel(given, data_dir=folder, episode=EPISODE)
     assert isinstance(kernel, KernelSession)
     return kernel
+
+
+def needs_held_memory(enforcement: tuple[Enforcement, ...]) -> None:
+    """Skips where no cgroup holds the memory of the box: a plain process, or a host that is not root."""
+    if not any(one.limit == "memory" and one.by == "cgroup" for one in enforcement):
+        pytest.skip("no cgroup holds this box's memory here")
 
 
 def printed(execution: Execution, name: str = "stdout") -> str:

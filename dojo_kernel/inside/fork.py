@@ -17,6 +17,7 @@ import mmap
 import os
 import random
 import re
+import socket
 import stat
 import sys
 import threading
@@ -29,7 +30,6 @@ FILE_CAP = 64 << 20
 OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"})
 HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
-_SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s ", re.MULTILINE)
 MAP_FIXED = 0x10
 
 
@@ -51,6 +51,11 @@ def targets() -> dict[int, str]:
     return found
 
 
+def opened_since(before: dict[int, str]) -> dict[int, str]:
+    """Descriptors that are there now and were not, or were something else."""
+    return {number: target for number, target in targets().items() if before.get(number) != target}
+
+
 def foreign_threads() -> list[threading.Thread]:
     """Python threads that neither the kernel nor its streams started."""
     return [
@@ -67,7 +72,7 @@ class Ready(NamedTuple):
 
     lost: dict[str, list[str]]
     """What a child will lack, by kind."""
-    shared: list[tuple[int, int]]
+    shared: list[tuple[int, ...]]
     """Start and end of each writable mapping that other processes see."""
     randomness: Any
     """State of Python's generator, which a forked child would otherwise draw anew."""
@@ -83,12 +88,12 @@ def prepare() -> Ready:
     threads = foreign_threads()
     _refuse_held_imports(threads)
     with open("/proc/self/maps") as file:
-        maps = file.read()
-    shared = [(int(start, 16), int(end, 16)) for start, end in _SHARED.findall(maps)]
+        lines = [line for line in file if " rw-s " in line or "omp" in line]
+    shared = [tuple(int(part, 16) for part in line.split(" ", 1)[0].split("-")) for line in lines if " rw-s " in line]
     size = sum(end - start for start, end in shared)
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
-    pause_openmp(sorted({line[line.index("/") :] for line in maps.splitlines() if "omp" in line and _OPENMP.search(line)}))
+    pause_openmp(sorted({line[line.index("/") :].rstrip("\n") for line in lines if _OPENMP.search(line)}))
     return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate())
 
 
@@ -102,13 +107,40 @@ def _refuse_held_imports(threads: list[threading.Thread]) -> None:
             raise Refused(f"a thread is importing {name} at this moment")
 
 
+_made: set[int] = set()
+"""Kernels that this process has forked and that nobody has reaped."""
+
+
+def once() -> int:
+    """Fork, one copy of the page tables and no more. Returns the child's pid, 0 in it. Raises OSError."""
+    reap()
+    pid = os.fork()
+    if pid == 0:
+        gc.disable()  # a collection now would copy every page
+        _made.clear()
+    else:
+        _made.add(pid)
+    return pid
+
+
+def reap() -> None:
+    """Bury the kernels that ended; init has read their exit codes long since."""
+    for pid in list(_made):
+        try:
+            gone = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:  # the agent's own wait was first
+            gone = True
+        if gone:
+            _made.discard(pid)
+
+
 def children() -> list[str]:
-    """Processes that this one has started and that run."""
+    """Processes that this one has started for the agent and that run."""
     found = []
     for task in os.listdir("/proc/self/task"):
         try:
             with open(f"/proc/self/task/{task}/children") as file:
-                found += [f"process {pid}" for pid in file.read().split()]
+                found += [f"process {pid}" for pid in file.read().split() if int(pid) not in _made]
         except OSError:
             continue
     return found
@@ -122,31 +154,6 @@ def tasks() -> list[str]:
         if code is not None and not any(part in code.co_filename for part in ("/ipykernel/", "/tornado/", "/zmq/")):
             found.append(task.get_name())
     return found
-
-
-def twice() -> int:
-    """Fork, so that init adopts the kernel and reports its end. Returns its pid, 0 in the kernel. Raises Refused, OSError."""
-    reading, writing = os.pipe()
-    first = os.fork()
-    if first == 0:
-        try:
-            pid = os.fork()
-        except OSError:
-            os._exit(70)
-        if pid:
-            os.write(writing, b"%d" % pid)
-            os._exit(0)
-        gc.disable()  # a collection now would copy every page
-        os.close(reading)
-        os.close(writing)
-        return 0
-    os.close(writing)
-    os.waitpid(first, 0)
-    pid = int(os.read(reading, 20) or b"0")
-    os.close(reading)
-    if not pid:
-        raise Refused("no process is left")
-    return pid
 
 
 def pause_openmp(paths: list[str]) -> None:
@@ -180,7 +187,7 @@ def reseed(seed: int, namespace: dict[str, Any]) -> None:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def make_private(shared: list[tuple[int, int]]) -> None:
+def make_private(shared: list[tuple[int, ...]]) -> None:
     """Replace shared writable memory by copies at the same place: np.memmap, shared_memory, semaphores."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
@@ -193,33 +200,45 @@ def make_private(shared: list[tuple[int, int]]) -> None:
         ctypes.memmove(start, data, len(data))
 
 
-def let_go(keep: set[int], moved: tuple[str, str] | None, closed: set[str]) -> None:
+def let_go(own: dict[int, str], folder: str, moved: tuple[str, str] | None) -> None:
     """Give the child descriptors of its own.
 
     Args:
-        keep: Descriptors to leave alone, besides 0, 1 and 2.
+        own: Those of the parent's kernel, as `targets` gave them: closed, since no object will ask for them again.
+        folder: Of the parent's sockets and black box, which are closed as well.
         moved: A folder and where its copy lies: files that are open for writing in one are opened in the other.
-        closed: Paths whose descriptors are closed.
 
-    Sockets, pipes and event queues are replaced by /dev/null: reading from one would steal from the parent, and a
-    listening one would outlive it. dup2 rather than close, so that no number is used again for something else.
+    The agent's sockets, pipes and event queues are replaced by /dev/null: reading from one would steal from the parent, and
+    a listening one would outlive it. dup2 rather than close, so that no number is used again for something else.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number, target in targets().items():
-        if number <= 2 or number in keep or number == null:
+        if number <= 2 or number == null:
             continue
         try:
+            if own.get(number) == target or _place(number, target).startswith(folder + "/"):
+                os.close(number)
+                continue
             mode = os.fstat(number).st_mode
             inherited = os.get_inheritable(number)
             if stat.S_ISDIR(mode) or (stat.S_ISCHR(mode) and not target.startswith(("/dev/pts", "/dev/ptmx"))):
                 continue
-            mine = _own(number, target, moved) if stat.S_ISREG(mode) and target not in closed else -1
+            mine = _own(number, target, moved) if stat.S_ISREG(mode) else -1
             os.dup2(null if mine < 0 else mine, number, inheritable=inherited)
             if mine >= 0:
                 os.close(mine)
         except OSError:  # gone, or not to be opened again: without it rather than shared
             os.dup2(null, number, inheritable=False)
     os.close(null)
+
+
+def _place(number: int, target: str) -> str:
+    """Path of a file, or of the address that a Unix socket is bound to; a connection has that of the socket that accepted it."""
+    if not target.startswith("socket:"):
+        return target
+    with socket.socket(fileno=os.dup(number)) as asked:
+        name = asked.getsockname()
+    return name if isinstance(name, str) else ""
 
 
 def _own(number: int, target: str, moved: tuple[str, str] | None) -> int:

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -46,13 +47,14 @@ SILENCE_S = 60.0
 START_S = 30.0
 SPAWN_S = 30.0
 OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}")
-STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
+STARTS = frozenset({"spawn", "fork", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-SOCKETS_BYTES = 4 << 20
-SOCKETS_WATCHED_BYTES = 64 << 20
+SOCKETS_BYTES = 64 << 20
+"""Of a box's socket folders and black boxes; a hundred kernels need some 800 files of it."""
 """Without a quota; each kernel's black box holds 16 MiB."""
 MAX_LINE = 1 << 16
+FAILURE_BYTES = 1 << 16
 WATCH_S = 0.5
 WATCHED = "the workspace is measured twice a second: it can be exceeded for a moment; RLIMIT_FSIZE holds each file"
 GB = 1 << 30
@@ -95,8 +97,6 @@ class Wire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.init_pid = 1
-        """Of init, as the box numbers it."""
         self.warnings: list[str] = []
         """What the zygote could not import."""
         self.spawned: dict[str, asyncio.Future[int]] = {}
@@ -142,12 +142,9 @@ class Wire:
         kind, name = event.get("ev"), str(event.get("name", ""))
         waiting = self.spawned.get(name)
         if kind == "ready" and not self.ready.done():
-            self.init_pid = int(event["pid"])
             self.ready.set_result(None)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("why"))[:300]][-20:]
-        elif kind == "prepared" and waiting is not None and not waiting.done():
-            waiting.set_result(0)
         elif kind == "spawn" and waiting is not None and not waiting.done():
             waiting.set_result(int(event["pid"]))
         elif kind == "error" and event.get("op") in STARTS and waiting is not None and not waiting.done():
@@ -221,13 +218,14 @@ class BoxProcess:
         """Exit code, negative for a signal; None while it runs."""
         self.room: Room | None = None
         """Where it works; None for a program of its own."""
+        self.failure = ""
+        """What it said when it could not come up, its last line; a claim."""
         self.killed_for: str | None = None
         """Why the host killed it of its own accord."""
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Done when the process is gone; also, with -9, when the whole box is: see `BoxProvisioner.lost`."""
         self._wire: Wire | None = None
-        self._killing = asyncio.Lock()
 
     async def interrupt(self) -> None:
         """SIGINT to its process group; nothing if it is gone."""
@@ -239,8 +237,7 @@ class BoxProcess:
 
     async def kill(self) -> None:
         """SIGKILL to it and all that it started; nothing if it is gone."""
-        async with self._killing:
-            await self._order("kill")
+        await self._order("kill")
 
     async def _order(self, op: str) -> None:
         if self._wire is not None and self._wire.over is None:
@@ -257,6 +254,7 @@ class BoxProcess:
     def _gone(self, code: int) -> None:
         """On the thread of all boxes."""
         self.code = code
+        self.failure = _last_line(self.sockets / "failure.txt") if code else ""
         remove_tree(self.sockets)
         with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._tell, code)
@@ -264,6 +262,17 @@ class BoxProcess:
     def _tell(self, code: int) -> None:
         if not self.exited.done():
             self.exited.set_result(code)
+
+
+def _last_line(path: Path) -> str:
+    """Of a file that the box may have written; "" where there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        text = file.read(FAILURE_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    return text.decode(errors="replace").strip().rpartition("\n")[2].strip()[:300]
 
 
 # --- the box ---------------------------------------------------------------------------------------------------------
@@ -307,8 +316,6 @@ class BoxProvisioner(KernelProvisionerBase):
             self.data_dir = Path(self.data_dir).resolve()
         self._generation = 0
         self._starting = asyncio.Lock()
-        self._forking = asyncio.Lock()
-        """Between a fork and its adoption nothing is killed, or the newborn would be taken for a stray."""
         self._running: list[BoxProcess] = []
         self._disk_watch: asyncio.Task[None] | None = None
 
@@ -411,7 +418,7 @@ class BoxProvisioner(KernelProvisionerBase):
     async def _watch_disk(self, wire: Wire) -> None:
         """Where no quota holds: over the limit everything in the box dies, and the largest files go."""
         assert self.run_dir is not None
-        sockets = Workspace(self.run_dir / "k", size=SOCKETS_WATCHED_BYTES, uid=self.uid, mount=False)  # the box's to write, too
+        sockets = Workspace(self.run_dir / "k", size=SOCKETS_BYTES, uid=self.uid, mount=False)  # the box's to write, too
         spaces = (self.workspace, self.forks, sockets)
         pause = WATCH_S
         while wire.over is None:
@@ -494,16 +501,13 @@ class BoxProvisioner(KernelProvisionerBase):
         process.room = room(generation)
         where = self._connection(generation, info)
         assert self._wire is not None
-        async with self._forking:
-            try:
-                await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
-                asked = {"name": name, "room": asdict(process.room), "seed": seed, "init": self._wire.init_pid}
-                pid = await ask({**asked, "connection_file": where["connection_file"]})
-                process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
-            except BaseException:
-                self._wire.on_exit.pop(name, None)
-                remove_tree(process.sockets)
-                raise
+        try:
+            pid = await ask({"name": name, "room": asdict(process.room), "seed": seed, **where})
+            process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
+        except BaseException:
+            self._wire.on_exit.pop(name, None)
+            remove_tree(process.sockets)
+            raise
         return process
 
     def _process(self, name: str, generation: int, info: dict[str, Any]) -> BoxProcess:
@@ -511,7 +515,6 @@ class BoxProvisioner(KernelProvisionerBase):
             raise KernelStartError("start_box() first")
         process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
         process._wire = self._wire  # noqa: SLF001  its maker
-        process._killing = self._forking  # noqa: SLF001
         self._running = [*(one for one in self._running if one.code is None), process]
         return process
 
@@ -634,8 +637,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Kill what no kernel of the box holds: daemons that one left running."""
         if self._wire is not None and self._wire.over is None:
             with contextlib.suppress(BoxLostError):
-                async with self._forking:
-                    await on_boxes_thread(self._wire.order(op="kill", name=""))
+                await on_boxes_thread(self._wire.order(op="kill", name=""))
 
     async def freeze(self) -> None:
         """Stop everything in the box, where it can be stopped."""

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 import zmq
-from boxes import BOXES, EPISODE, alive, becomes_true, opened, printed, provisioner
+from boxes import BOXES, EPISODE, alive, becomes_true, needs_held_memory, opened, printed, provisioner
 
 from dojo_kernel.errors import BoxLostError
 from dojo_kernel.kernel.box import CHANNELS, OUR_ARGV, BoxProvisioner, on_boxes_thread
@@ -494,13 +494,8 @@ async def test_a_kernel_that_died_between_cells_is_replaced_once(kernel):
     assert "died between two cells" in execution.notes[0]
 
 
-def holds_memory(kernel: KernelSession) -> bool:
-    return any(one.limit == "memory" and one.by == "cgroup" for one in kernel.enforcement)
-
-
 async def test_running_out_of_memory_is_told(kernel):
-    if not holds_memory(kernel):
-        pytest.skip("no cgroup holds this box's memory here")
+    needs_held_memory(kernel.enforcement)
     await run(kernel, "open('kept.txt', 'w').write('file')")
     execution = await run(kernel, "b = [bytearray(50_000_000) for _ in range(100)]", 60)
     assert execution.death is not None
@@ -510,8 +505,7 @@ async def test_running_out_of_memory_is_told(kernel):
 
 @pytest.mark.slow
 async def test_a_child_out_of_memory_is_no_death(kernel):
-    if not holds_memory(kernel):
-        pytest.skip("no cgroup holds this box's memory here")
+    needs_held_memory(kernel.enforcement)
     child = "open('/proc/self/oom_score_adj', 'w').write('1000'); b = [bytearray(50_000_000) for _ in range(100)]"
     execution = await run(
         kernel, f'import subprocess, sys\nprint(subprocess.run([sys.executable, "-c", "{child}"]).returncode)', 60

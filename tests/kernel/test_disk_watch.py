@@ -6,7 +6,7 @@ import pytest
 import pytest_asyncio
 
 from dojo_kernel.kernel import open_kernel
-from dojo_kernel.kernel.box import SOCKETS_WATCHED_BYTES
+from dojo_kernel.kernel.box import SOCKETS_BYTES
 from dojo_kernel.records import Limits, Stream
 from dojo_kernel.settings import KernelSettings
 
@@ -64,7 +64,7 @@ async def test_more_than_the_limit_ends_the_kernel_and_the_box_goes_on(kernel, c
     after = await kernel.execute("import os; print(os.listdir('/workspace'))", 30)
     assert after.status == "ok"
     left = sum(path.stat().st_blocks * 512 for path in kernel._box.run_dir.rglob("*") if path.is_file())
-    assert left < 50 * MB + SOCKETS_WATCHED_BYTES + 2 * MB
+    assert left < 50 * MB + SOCKETS_BYTES + 2 * MB
     assert (
         "".join(output.text for output in after.outputs if isinstance(output, Stream)).startswith("['small'") or code is not FILL
     )
