@@ -34,7 +34,10 @@ def _turns(kind: str, rounds: int) -> tuple[list[float], list[float]]:
     try:
         for turn in range(rounds + 2):
             for env, times in ((pooled, hits), (plain, starts)):
+                deadline = time.monotonic() + 120
                 while turn and not pool.ready:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"the pool has no {kind} box after two minutes")
                     time.sleep(0.01)
                 time.sleep(QUIET_S)
                 begin = time.perf_counter()
