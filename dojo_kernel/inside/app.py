@@ -1,7 +1,7 @@
 """The kernel that runs in the box: a stock ipykernel that loses no output and floods nobody.
 
-`python app.py -f connection.json`. All of this runs beside the agent's code and can be undone by it: every cap here spares
-work, the host's caps are the rule. Imports nothing of ours, so that the file can be mounted into any image.
+zygote.py loads this file and forks. All of this runs beside the agent's code and can be undone by it: every cap here spares
+work, the host's caps are the rule. Imports nothing of ours but its siblings, so that the folder can be mounted into any image.
 """
 
 from __future__ import annotations
@@ -542,15 +542,3 @@ def sibling(name: str) -> Any:
 
 
 confine, fork, variables = sibling("confine"), sibling("fork"), sibling("variables")
-
-
-def main() -> None:
-    """Run the kernel of the connection file named on the command line."""
-    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != HERE]
-    sys.modules.setdefault(NAME, sys.modules[__name__])
-    environment()
-    start(sys.argv[1:])
-
-
-if __name__ == "__main__":
-    main()

@@ -410,7 +410,8 @@ class BoxProvisioner(KernelProvisionerBase):
         except BaseException:
             await wire.close()
             raise
-        await wire.order(op="zygote", env={**self.environment(), "PYTHONDONTWRITEBYTECODE": "1"}, preload=list(self.preload))
+        if self._ours:
+            await wire.order(op="zygote", env=self.environment(), preload=list(self.preload))
         if self.watches_disk and not self.workspace.quota:
             self._disk_watch = asyncio.create_task(self._watch_disk(wire))
         return wire
@@ -466,19 +467,21 @@ class BoxProvisioner(KernelProvisionerBase):
             BoxLostError: the box is gone.
         """
         generation, info = self._new_connection()
-        process = self._process(name, generation, info)
-        if tuple(self.kernel_spec.argv[:3]) != OUR_ARGV[:3]:
-            return await self._run_program(process, generation, info)
-        process.room = room(generation) if room else Room(self.workspace_path)
-        order = {"op": "fork", "name": name, **self._connection(generation, info), "room": asdict(process.room)}
-        process.pid = await on_boxes_thread(self._order_start(process, order))
-        return process
+        return await self._begin(self._process(name, generation, info), generation, room)
 
-    async def _run_program(self, process: BoxProcess, generation: int, info: dict[str, Any]) -> BoxProcess:
-        where = self._connection(generation, info)
-        order = {"op": "spawn", "name": process.name, **where, "argv": self._argv(where["connection_file"])}
-        order |= {"env": self.environment(), "cwd": self.workspace_path}
-        process.pid = await on_boxes_thread(self._order_start(process, order))
+    @property
+    def _ours(self) -> bool:
+        return tuple(self.kernel_spec.argv[:3]) == OUR_ARGV[:3]
+
+    async def _begin(self, process: BoxProcess, generation: int, room: Callable[[int], Room] | None = None) -> BoxProcess:
+        where = self._connection(generation, process.connection_info)
+        if self._ours:
+            process.room = room(generation) if room else Room(self.workspace_path)
+            order = {"op": "fork", "room": asdict(process.room)}
+        else:
+            argv = self._argv(where["connection_file"])
+            order = {"op": "spawn", "argv": argv, "env": self.environment(), "cwd": self.workspace_path}
+        process.pid = await on_boxes_thread(self._order_start(process, {**order, "name": process.name, **where}))
         return process
 
     async def fork(
@@ -595,10 +598,8 @@ class BoxProvisioner(KernelProvisionerBase):
             wire.spawned.pop(name, None)
 
     def _argv(self, connection_file: str) -> list[str]:
-        """The kernelspec's command with the box's interpreter; our own application by its file: a box has no dojo_kernel."""
+        """The kernelspec's command with the box's interpreter."""
         argv = [part.replace("{connection_file}", connection_file) for part in self.kernel_spec.argv]
-        if tuple(argv[:3]) == OUR_ARGV[:3]:
-            argv[1:3] = [f"{self.inside_path}/app.py"]
         if Path(argv[0]).name.startswith("python"):
             argv[0] = self.python
         return argv
@@ -712,8 +713,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Start `live-N`; `cmd` is the manager's view, the box has its own."""
         assert self._prepared is not None
         generation, info = self._prepared
-        live = await self._run_program(self._process(f"live-{generation}", generation, info), generation, info)
-        self._live = live
+        self._live = await self._begin(self._process(f"live-{generation}", generation, info), generation)
         return self.connection_info
 
     async def poll(self) -> int | None:
