@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import mmap
 import os
 import random
@@ -21,6 +22,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from typing import Any, NamedTuple
 
 MAP_SHARED_CAP = 1 << 30
@@ -32,6 +34,9 @@ HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
 _SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s ", re.MULTILINE)
 MAP_FIXED = 0x10
+HELD_S = 2.0
+"""How long a fork waits for the moment at which no other thread is inside a file."""
+LOCKED = 71
 
 
 class Refused(Exception):
@@ -77,6 +82,8 @@ class Ready(NamedTuple):
     """Start and end of each writable mapping that other processes see."""
     randomness: Any
     """State of Python's generator, which a forked child would otherwise draw anew."""
+    files: list[Any]
+    """Buffered files that another thread may be writing at the fork."""
 
 
 def prepare() -> Ready:
@@ -95,7 +102,8 @@ def prepare() -> Ready:
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
     pause_openmp(sorted({line[line.index("/") :] for line in maps.splitlines() if "omp" in line and _OPENMP.search(line)}))
-    return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate())
+    files = [one for one in gc.get_objects() if type(one) in (io.BufferedWriter, io.BufferedRandom)] if threads else []
+    return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate(), files)
 
 
 def _refuse_held_imports(threads: list[threading.Thread]) -> None:
@@ -130,29 +138,75 @@ def tasks() -> list[str]:
     return found
 
 
-def twice() -> int:
-    """Fork, so that init adopts the kernel and reports its end. Returns its pid, 0 in the kernel. Raises Refused, OSError."""
-    reading, writing = os.pipe()
-    first = os.fork()
-    if first == 0:
-        try:
-            pid = os.fork()
-        except OSError:
-            os._exit(70)
-        if pid:
-            os.write(writing, b"%d" % pid)
-            os._exit(0)
-        gc.disable()  # a collection now would copy every page
-        os.close(reading)
+def twice(files: list[Any] | None = None) -> int:
+    """Fork, so that init adopts the kernel and reports its end. Returns its pid, 0 in the kernel. Raises Refused, OSError.
+
+    A child whose copy of one of `files` is locked, by a thread that it does not have, goes at once; the fork is tried again.
+    """
+    held = files or []
+    deadline = time.monotonic() + HELD_S
+    while time.monotonic() < deadline:
+        if held and any(map(locked, held)):
+            time.sleep(0.0005)
+            continue
+        reading, writing = os.pipe()
+        first = os.fork()
+        if first == 0:
+            if held and any(map(locked, held)):
+                os._exit(LOCKED)
+            try:
+                pid = os.fork()
+            except OSError:
+                os._exit(70)
+            if pid:
+                os.write(writing, b"%d" % pid)
+                os._exit(0)
+            gc.disable()  # a collection now would copy every page
+            os.close(reading)
+            os.close(writing)
+            return 0
         os.close(writing)
-        return 0
-    os.close(writing)
-    os.waitpid(first, 0)
-    pid = int(os.read(reading, 20) or b"0")
-    os.close(reading)
-    if not pid:
-        raise Refused("no process is left")
-    return pid
+        status = os.waitpid(first, 0)[1]
+        pid = int(os.read(reading, 20) or b"0")
+        os.close(reading)
+        if pid:
+            return pid
+        if os.waitstatus_to_exitcode(status) != LOCKED:
+            raise Refused("no process is left")
+    raise Refused("a thread is writing to a file without a pause")
+
+
+def locked(file: Any) -> bool:
+    """Whether a thread is inside a buffered file: a child of this moment would wait for it for ever."""
+    return bool(_OWNER) and ctypes.c_ulong.from_address(id(file) + _OWNER).value != 0
+
+
+def _owner_offset() -> int:
+    """Where in memory a buffered file keeps the thread that is inside it; 0: not found.
+
+    No interface tells, nor whether the lock is held; so look at one from inside and from outside.
+    """
+    words = ctypes.c_ulong * (io.BufferedWriter.__basicsize__ // ctypes.sizeof(ctypes.c_ulong))
+    inside: list[int] = []
+
+    class Sink(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            inside[:] = words.from_address(id(file))
+            return len(data)
+
+    file = io.BufferedWriter(Sink())
+    file.write(b"x")
+    file.flush()
+    outside = list(words.from_address(id(file)))
+    me = threading.get_ident()
+    found = [number for number, word in enumerate(inside) if word == me and outside[number] == 0]
+    return found[0] * ctypes.sizeof(ctypes.c_ulong) if len(found) == 1 else 0
+
+
+_OWNER = _owner_offset()
 
 
 def pause_openmp(paths: list[str]) -> None:
