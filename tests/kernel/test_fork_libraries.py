@@ -74,7 +74,10 @@ EXTRA = {"lightgbm", "xgboost", "torch"}
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
 async def shared(request, tmp_path_factory):
-    if request.param == "docker" and subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode:
+    if (
+        request.param == "docker"
+        and subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode
+    ):
         pytest.skip(f"no image {IMAGE}: make image TEST=1")
     data = tmp_path_factory.mktemp("data")
     data.chmod(0o755)  # the box may have another uid
@@ -126,7 +129,9 @@ async def test_parent_and_child_go_on_computing(kernel, name):
 
 async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
     await need(kernel, *sorted(EXTRA))
-    together = BEFORE + "computes = []\n" + "".join(f"{code}\ncomputes.append(compute)\n" for code in reversed(LIBRARIES.values()))
+    together = (
+        BEFORE + "computes = []\n" + "".join(f"{code}\ncomputes.append(compute)\n" for code in reversed(LIBRARIES.values()))
+    )
     await run(kernel, together)
     ask = "print(*[compute() for compute in computes])"
     answer = await run(kernel, ask)

@@ -1,7 +1,9 @@
 """When a kernel must not be forked, and says so; and what becomes of locks that another thread holds at the fork."""
 
 import os
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,26 +99,29 @@ async def test_initialised_cuda_refuses_the_fork(tmp_path):
 
 # --- runtimes that cannot be paused ----------------------------------------------------------------------------------
 
-OLD = """
-import ctypes, os, subprocess
-open('old.c', 'w').write('int omp_get_max_threads(void) {{ return 1; }} {more}')
-subprocess.run(['cc', '-shared', '-fPIC', '-o', 'libgomp-old.so.1', 'old.c'], check=True)
-x = 1; library = ctypes.CDLL(os.path.abspath('libgomp-old.so.1'))
-"""
+RUNTIMES = {
+    "without the call": ("", "libgomp-old.so.1 cannot be paused"),
+    "that says no": ("int omp_pause_resource_all(int kind) { return -1; }", "libgomp-old.so.1 did not pause"),
+}
 
 
-@pytest.mark.parametrize(
-    ("more", "why"),
-    [
-        pytest.param("", "libgomp-old.so.1 cannot be paused", id="without the call"),
-        pytest.param("int omp_pause_resource_all(int kind) { return -1; }", r"libgomp-old.so.1 did not pause", id="that says no"),
-    ],
-)
-async def test_an_openmp_runtime_that_does_not_pause_refuses_the_fork(kernel, more, why):
-    if await run(kernel, "import shutil; print(shutil.which('cc'))") == "None\n":
-        pytest.skip("no C compiler in this box")
-    await run(kernel, OLD.format(more=more))
-    await refused_and_tried_empty(kernel, why)
+@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("box", BOXES)
+async def test_an_openmp_runtime_that_does_not_pause_refuses_the_fork(tmp_path, box, name):
+    code, why = RUNTIMES[name]
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine: sudo apt-get install gcc")
+    tmp_path.chmod(0o755)
+    (tmp_path / "old.c").write_text(f"int omp_get_max_threads(void) {{ return 1; }} {code}")
+    made = [compiler, "-shared", "-fPIC", "-nostdlib", "-o", tmp_path / "libgomp-old.so.1", tmp_path / "old.c"]
+    subprocess.run(made, check=True)
+    kernel = await opened(box, tmp_path)
+    try:
+        await run(kernel, f"import ctypes; x = 1; library = ctypes.CDLL('{kernel.data_path}/libgomp-old.so.1')")
+        await refused_and_tried_empty(kernel, why)
+    finally:
+        await kernel.close()
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
@@ -134,9 +139,9 @@ async def test_a_lock_of_a_thread_that_is_gone_costs_the_trial_run_its_time_and_
     assert execution.status == "timeout"
     assert printed(execution) == "before\n"
     assert any("thread keeper" in note for note in execution.notes), "it is named, so that the reader can tell why"
-    assert await run(kernel, "print(x, keeper.is_alive()); done.set(); keeper.join(); print(lock.acquire(timeout=5)); lock.release()") == (
-        "1 True\nTrue\n"
-    )
+    assert await run(
+        kernel, "print(x, keeper.is_alive()); done.set(); keeper.join(); print(lock.acquire(timeout=5)); lock.release()"
+    ) == ("1 True\nTrue\n")
     assert printed(await kernel.validate("print(lock.acquire(timeout=5))", 20)) == "True\n"
 
 
@@ -150,7 +155,9 @@ async def test_logging_and_printing_work_in_forks_of_a_kernel_whose_thread_logs_
         "threads = [threading.Thread(target=chatter, name=f'chatter-{n}') for n in range(2)]\nfor one in threads: one.start()",
     )
     for number in range(50):
-        execution = await kernel.validate(f"logger.warning('child {number}'); print('printed {number}'); sys.stderr.write('.')", 20)
+        execution = await kernel.validate(
+            f"logger.warning('child {number}'); print('printed {number}'); sys.stderr.write('.')", 20
+        )
         assert execution.forked
         assert execution.status == "ok", (number, execution)
         assert printed(execution).splitlines()[-2:] == [f"child {number}", f"printed {number}"]
