@@ -94,9 +94,7 @@ async def forks(box: str, count: int, peers: int) -> list[Figure]:
                 ours.append(seconds)
             await kernel._discard(child)  # noqa: SLF001
         figures = [
-            Figure(
-                f"{box}: fork of a live kernel with the stack to its first cell", 1000 * statistics.median(ours), "ms", 60
-            ),
+            Figure(f"{box}: fork of a live kernel with the stack to its first cell", 1000 * statistics.median(ours), "ms", 60),
             Figure(f"{box}: the same, p99 of {count}", 1000 * percentile(ours, 0.99), "ms", 150),
         ]
         if theirs:

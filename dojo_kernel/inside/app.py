@@ -1,7 +1,7 @@
 """The kernel that runs in the box: a stock ipykernel that loses no output and floods nobody.
 
-`python app.py -f connection.json`. All of this runs beside the agent's code and can be undone by it: every cap here spares
-work, the host's caps are the rule. Imports nothing of ours, so that the file can be mounted into any image.
+zygote.py loads this file and forks. All of this runs beside the agent's code and can be undone by it: every cap here spares
+work, the host's caps are the rule. Imports nothing of ours but its siblings, so that the folder can be mounted into any image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
 import warnings
 from typing import Any, NamedTuple, cast
@@ -245,9 +244,9 @@ class ForkRequest(NamedTuple):
 class DojoKernel(IPythonKernel):
     """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one.
 
-    The shell request `fork_request` makes another kernel out of this one, with all that it knows. Content: `name`,
-    `connection_file`, `room` (see confine.py), `seed` (None: random numbers go on as here). Reply: `status` ok with `pid` and
-    `lost` (what the child lacks, by kind), or refused with `why`.
+    The shell request `fork_request` makes another kernel out of this one, with all that it knows. Content: `name`; `connection`,
+    and as `connection_file` a name in the folder it may use; `room` (see confine.py); `seed` (None: random numbers go on as
+    here). Reply: `status` ok with `pid` and `lost` (what the child lacks, by kind), or refused with `why`.
     """
 
     _execute_sleep = 0
@@ -298,6 +297,7 @@ class DojoKernel(IPythonKernel):
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Called after each cell, before its reply."""
+        fork.reap()
         cell = str(parent.get("header", {}).get("msg_id", ""))
         streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TeeOutStream)]
         late = sum((stream.take_late() for stream in streams), collections.Counter())
@@ -376,10 +376,10 @@ class DojoKernelApp(IPKernelApp):
         shell.user_ns["exit"] = shell.user_ns["quit"] = hint = Hint(shell)  # type: ignore[no-untyped-call]
         shell.user_ns_hidden.update(exit=hint, quit=hint)
 
-    def continue_from(self, parent: DojoKernelApp, context: contextvars.Context) -> None:
+    def continue_from(self, parent: DojoKernelApp, connection: Any, context: contextvars.Context) -> None:
         """Come up in a forked child with the parent's shell: its names, history, count, formatters, figures and settings."""
         self.profile_dir = parent.profile_dir
-        self.load_connection_file()
+        self.load_connection_info(connection)
         self.init_sockets()  # type: ignore[no-untyped-call]
         session: Any = self.session
         session.pack = Packer(session.pack)
@@ -453,14 +453,12 @@ def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
     """Fork and reply; returns the kernel to serve, in parent and child."""
     session: Any = app.session
     try:
-        if not os.path.isfile(request.order["connection_file"]):  # ipykernel would invent TCP ports
-            raise fork.Refused("no connection file")  # noqa: TRY301  one place that answers
         ready = fork.prepare()
         for stream in app.streams:
             stream.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python >= 3.12 warns of threads at each fork
-            pid = fork.twice(ready.files)
+            pid = fork.once(ready.files)
         if pid == 0:
             return _child(app, request, ready)
         reply = {"status": "ok", "pid": pid, "lost": {**ready.lost, "tasks": request.tasks}}
@@ -481,23 +479,17 @@ def _child(app: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKernelAp
 
 
 def alone(order: dict[str, Any]) -> None:
-    """In a second child: a session of its own, adopted by init."""
-    signal.alarm(30)  # rather die than hang half-made
+    """In a child: a session of its own, the right victim when memory runs out."""
     os.setsid()
-    for _ in range(2000):
-        if os.getppid() == order["init"]:
-            break
-        time.sleep(0.0005)
     confine.inherit(oom_score=int(order["room"]["oom_score"]))
     os.environ["DOJO_PROCESS"] = order["name"]
-    signal.alarm(0)
 
 
 def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKernelApp:
     """In the child: let go of everything of the parent's, then come up on the new connection."""
     order = request.order
+    signal.alarm(30)  # rather die than hang half-made
     alone(order)
-    signal.alarm(30)
     signal.set_wakeup_fd(-1)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number in (1, 2):
@@ -520,7 +512,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         connection_file=order["connection_file"],
         log=parent.log,
     )
-    app.continue_from(parent, request.context)
+    app.continue_from(parent, order["connection"], request.context)
     app.descriptors = fork.opened_since(before)
     if order["seed"] is None:  # last: what comes up here draws numbers, too
         random.setstate(ready.randomness)
@@ -550,15 +542,3 @@ def sibling(name: str) -> Any:
 
 
 confine, fork, variables = sibling("confine"), sibling("fork"), sibling("variables")
-
-
-def main() -> None:
-    """Run the kernel of the connection file named on the command line."""
-    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != HERE]
-    sys.modules.setdefault(NAME, sys.modules[__name__])
-    environment()
-    start(sys.argv[1:])
-
-
-if __name__ == "__main__":
-    main()

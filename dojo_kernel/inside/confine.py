@@ -17,7 +17,7 @@ from typing import Any
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on x86-64 and aarch64
 RULE_PATH_BENEATH, VERSION_FLAG = 1, 1
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 # WRITE_FILE, REMOVE_DIR, REMOVE_FILE, MAKE_{CHAR,DIR,REG,SOCK,FIFO,BLOCK,SYM}; REFER from ABI 2; TRUNCATE from ABI 3
 WRITES = 1 << 1 | sum(1 << bit for bit in range(4, 13))
 REFER, TRUNCATE = 1 << 13, 1 << 14
@@ -114,10 +114,8 @@ def landlock(writable: list[str]) -> int:
 
 
 def inherit(*, oom_score: int) -> None:
-    """What every forked process owes its box: die with init, be the right victim when memory runs out."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # or its own oom_score_adj is not writable
-    libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    """Be the right victim when memory runs out."""
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # or its own oom_score_adj is not writable
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(oom_score))
 

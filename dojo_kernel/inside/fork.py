@@ -32,7 +32,6 @@ FILE_CAP = 64 << 20
 OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"})
 HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
-_SHARED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.s ", re.MULTILINE)
 MAP_FIXED = 0x10
 HELD_S = 2.0
 """How long a fork waits for the moment at which no other thread is inside a file."""
@@ -78,7 +77,7 @@ class Ready(NamedTuple):
 
     lost: dict[str, list[str]]
     """What a child will lack, by kind."""
-    shared: list[tuple[int, int]]
+    shared: list[tuple[int, ...]]
     """Start and end of each writable mapping that other processes see."""
     randomness: Any
     """State of Python's generator, which a forked child would otherwise draw anew."""
@@ -96,12 +95,12 @@ def prepare() -> Ready:
     threads = foreign_threads()
     _refuse_held_imports(threads)
     with open("/proc/self/maps") as file:
-        maps = file.read()
-    shared = [(int(start, 16), int(end, 16)) for start, end in _SHARED.findall(maps)]
+        lines = [line for line in file if " rw-s " in line or "omp" in line]
+    shared = [tuple(int(part, 16) for part in line.split(" ", 1)[0].split("-")) for line in lines if " rw-s " in line]
     size = sum(end - start for start, end in shared)
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
-    pause_openmp(sorted({line[line.index("/") :] for line in maps.splitlines() if "omp" in line and _OPENMP.search(line)}))
+    pause_openmp(sorted({line[line.index("/") :].rstrip("\n") for line in lines if _OPENMP.search(line)}))
     files = [one for one in gc.get_objects() if type(one) in (io.BufferedWriter, io.BufferedRandom)] if threads else []
     return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate(), files)
 
@@ -116,64 +115,51 @@ def _refuse_held_imports(threads: list[threading.Thread]) -> None:
             raise Refused(f"a thread is importing {name} at this moment")
 
 
-def children() -> list[str]:
-    """Processes that this one has started and that run."""
-    found = []
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/children") as file:
-                found += [f"process {pid}" for pid in file.read().split()]
-        except OSError:
-            continue
-    return found
+_made: set[int] = set()
+"""Kernels that this process has forked and that nobody has reaped."""
 
 
-def tasks() -> list[str]:
-    """Names of the running loop's tasks that are the agent's."""
-    found = []
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        code = getattr(task.get_coro(), "cr_code", None)
-        if code is not None and not any(part in code.co_filename for part in ("/ipykernel/", "/tornado/", "/zmq/")):
-            found.append(task.get_name())
-    return found
+def once(files: list[Any]) -> int:
+    """Fork, one copy of the page tables and no more. Returns the child's pid, 0 in it. Raises Refused, OSError.
 
-
-def twice(files: list[Any] | None = None) -> int:
-    """Fork, so that init adopts the kernel and reports its end. Returns its pid, 0 in the kernel. Raises Refused, OSError.
-
-    A child whose copy of one of `files` is locked, by a thread that it does not have, goes at once; the fork is tried again.
+    A child in which one of `files` is locked, by a thread that it does not have, goes at once; then the fork is tried again.
     """
-    held = files or []
+    reap()
     deadline = time.monotonic() + HELD_S
-    while time.monotonic() < deadline:
-        if held and any(map(locked, held)):
-            time.sleep(0.0005)
-            continue
-        reading, writing = os.pipe()
-        first = os.fork()
-        if first == 0:
-            if held and any(map(locked, held)):
+    while any(map(locked, files)) or (pid := _whole(files)) is None:
+        if time.monotonic() > deadline:
+            raise Refused("a thread is writing to a file without a pause")
+        time.sleep(0.0005)
+    if pid == 0:
+        gc.disable()  # a collection now would copy every page
+        _made.clear()
+    else:
+        _made.add(pid)
+    return pid
+
+
+def _whole(files: list[Any]) -> int | None:
+    """As os.fork; None: the child was of no use."""
+    if not files:
+        return os.fork()
+    reading, writing = os.pipe()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            if any(map(locked, files)):
                 os._exit(LOCKED)
-            try:
-                pid = os.fork()
-            except OSError:
-                os._exit(70)
-            if pid:
-                os.write(writing, b"%d" % pid)
-                os._exit(0)
-            gc.disable()  # a collection now would copy every page
-            os.close(reading)
-            os.close(writing)
+            os.write(writing, b"1")
             return 0
         os.close(writing)
-        status = os.waitpid(first, 0)[1]
-        pid = int(os.read(reading, 20) or b"0")
-        os.close(reading)
-        if pid:
+        writing = -1
+        if os.read(reading, 1):
             return pid
-        if os.waitstatus_to_exitcode(status) != LOCKED:
-            raise Refused("no process is left")
-    raise Refused("a thread is writing to a file without a pause")
+        os.waitpid(pid, 0)
+        return None
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
 
 
 def locked(file: Any) -> bool:
@@ -209,6 +195,39 @@ def _owner_offset() -> int:
 _OWNER = _owner_offset()
 
 
+def reap() -> None:
+    """Bury the kernels that ended; init has read their exit codes long since."""
+    for pid in list(_made):
+        try:
+            gone = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:  # the agent's own wait was first
+            gone = True
+        if gone:
+            _made.discard(pid)
+
+
+def children() -> list[str]:
+    """Processes that this one has started for the agent and that run."""
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found += [f"process {pid}" for pid in file.read().split() if int(pid) not in _made]
+        except OSError:
+            continue
+    return found
+
+
+def tasks() -> list[str]:
+    """Names of the running loop's tasks that are the agent's."""
+    found = []
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        code = getattr(task.get_coro(), "cr_code", None)
+        if code is not None and not any(part in code.co_filename for part in ("/ipykernel/", "/tornado/", "/zmq/")):
+            found.append(task.get_name())
+    return found
+
+
 def pause_openmp(paths: list[str]) -> None:
     """End the worker threads of every OpenMP runtime that is loaded; each library brings its own. Raises Refused."""
     for path in paths:
@@ -240,7 +259,7 @@ def reseed(seed: int, namespace: dict[str, Any]) -> None:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def make_private(shared: list[tuple[int, int]]) -> None:
+def make_private(shared: list[tuple[int, ...]]) -> None:
     """Replace shared writable memory by copies at the same place: np.memmap, shared_memory, semaphores."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p

@@ -45,8 +45,25 @@ def parents() -> dict[int, int]:
     return found
 
 
-def descendants(root: int, tree: dict[int, int]) -> set[int]:
-    """Every process below `root`."""
+def parent_of(pid: int) -> int:
+    """0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def exit_code(pid: int) -> int:
+    """Of a dead process that its parent has not reaped yet; killed, when it has."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] == b"Z" else -signal.SIGKILL
+    except OSError:
+        return -signal.SIGKILL
+
+
+def descendants(root: int, tree: dict[int, int], without: frozenset[int] = frozenset()) -> set[int]:
+    """Every process below `root`, except those of `without` and what is below them."""
     children: dict[int, list[int]] = {}
     for pid, parent in tree.items():
         children.setdefault(parent, []).append(pid)
@@ -54,7 +71,7 @@ def descendants(root: int, tree: dict[int, int]) -> set[int]:
     todo = [root]
     while todo:
         for child in children.get(todo.pop(), ()):
-            if child not in found:
+            if child not in found and child not in without:
                 found.add(child)
                 todo.append(child)
     return found
@@ -98,6 +115,8 @@ class Init:
         self.alone = alone  # PID 1 of a namespace: kill(-1) reaches all of the box and nothing else
         self.libc = libc
         self.pids: dict[str, int] = {}
+        self.watched: dict[int, tuple[str, int]] = {}
+        """pidfd -> name and pid of a kernel that another one has forked and would reap."""
         self.zygote: Zygote | None = None
         self.zygote_order: dict[str, Any] = {}
 
@@ -198,12 +217,28 @@ class Init:
                 say(ev="warning", why=answer["warning"])
 
     def adopt(self, order: dict[str, Any]) -> None:
-        """A kernel that a kernel has forked, and that has come to us as an orphan."""
+        """A kernel that another kernel of ours has forked; it stays that one's child, and its end is seen all the same."""
         name, pid = str(order["name"]), int(order["pid"])
-        known = {*self.pids.values(), *([self.zygote.pid] if self.zygote else [])}
-        if name in self.pids or pid in known or parents().get(pid) != os.getpid():
-            raise ValueError(f"process {pid} is no new orphan")
+        known = self.pids.values()
+        if name in self.pids or pid in known or parent_of(pid) not in known:
+            raise ValueError(f"process {pid} is no child of a kernel")
+        self.watched[os.pidfd_open(pid)] = name, pid
         self.register(name, pid)
+
+    def look(self) -> None:
+        """Report the forked kernels that ended."""
+        for fd in select.select([*self.watched], [], [], 0)[0]:
+            name, pid = self.watched[fd]
+            self.gone(name, exit_code(pid))
+
+    def gone(self, name: str, code: int) -> None:
+        """Say that a kernel ended; once."""
+        if self.pids.pop(name, None) is None:
+            return
+        for fd in [fd for fd, (known, _) in self.watched.items() if known == name]:
+            del self.watched[fd]
+            os.close(fd)
+        say(ev="exit", name=name, code=code)
 
     def signal_group(self, name: str, number: int) -> None:
         """To the program and the children that stayed in its group."""
@@ -211,17 +246,18 @@ class Init:
             os.killpg(self.pids[name], number)
 
     def kill(self, name: str) -> None:
-        """The program, everything below it, and strays: what nobody's tree holds, wherever it was started.
+        """The program, everything below it but other kernels, and strays: what no kernel's tree holds.
 
-        A stray that says it belongs to another program that lives is left to that one.
+        A stray that says it belongs to another kernel that lives is left to that one.
         """
         while self.zygote is not None and self.zygote.waiting:  # or its newborn would be a stray
             if not select.select([self.zygote.answers], [], [], 2.0)[0]:
                 break
             self.hear_zygote()
-        for _ in range(20):  # forks in flight: until a pass finds nothing
+        for _ in range(100):  # forks in flight: until a pass finds nothing
             tree = parents()
-            mine = {self.pids[name]} | descendants(self.pids[name], tree) if name in self.pids else set()
+            others = frozenset(pid for known, pid in self.pids.items() if known != name)
+            mine = {self.pids[name]} | descendants(self.pids[name], tree, others) if name in self.pids else set()
             mine |= self.strays(tree, but=name)
             for pid in mine:
                 send(pid, signal.SIGKILL)
@@ -229,9 +265,10 @@ class Init:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pids[name], signal.SIGKILL)
             self.reap()
+            self.look()
             if not mine and name not in self.pids:
                 return
-            time.sleep(0.005)
+            time.sleep(0.001)
 
     def strays(self, tree: dict[int, int], but: str) -> set[int]:
         """Processes of the box outside of every program's tree."""
@@ -276,8 +313,7 @@ class Init:
             if self.zygote is not None and pid == self.zygote.pid:
                 self.end_zygote()
             for name in [name for name, known in self.pids.items() if known == pid]:
-                del self.pids[name]
-                say(ev="exit", name=name, code=os.waitstatus_to_exitcode(status))
+                self.gone(name, os.waitstatus_to_exitcode(status))
 
     def obey(self, order: dict[str, Any]) -> None:
         """One line of the host."""
@@ -286,9 +322,6 @@ class Init:
             say(ev="pong")
         elif op in ("spawn", "fork", "adopt"):
             {"spawn": self.spawn, "fork": self.fork, "adopt": self.adopt}[op](order)
-        elif op == "prepare":
-            self.prepare(order)
-            say(ev="prepared", name=order["name"])
         elif op == "zygote":
             self.zygote_order = order
             self.start_zygote()
@@ -352,12 +385,13 @@ def serve(init: Init, wake: int) -> None:
     pending, heard = b"", time.monotonic()
     while True:
         answers = [init.zygote.answers] if init.zygote is not None else []
-        ready, _, _ = select.select([0, wake, *answers], [], [], max(0.0, heard + SILENCE_S - time.monotonic()))
+        ready, _, _ = select.select([0, wake, *answers, *init.watched], [], [], max(0.0, heard + SILENCE_S - time.monotonic()))
         if wake in ready:
             os.read(wake, 4096)
         if any(answer in ready for answer in answers):
             init.hear_zygote()
         init.reap()
+        init.look()
         if 0 in ready:
             try:
                 chunk = os.read(0, 65536)

@@ -47,7 +47,7 @@ SILENCE_S = 60.0
 START_S = 30.0
 SPAWN_S = 30.0
 OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}")
-STARTS = frozenset({"spawn", "fork", "prepare", "adopt"})
+STARTS = frozenset({"spawn", "fork", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SOCKETS_BYTES = 64 << 20
@@ -97,8 +97,6 @@ class Wire:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.init_pid = 1
-        """Of init, as the box numbers it."""
         self.warnings: list[str] = []
         """What the zygote could not import."""
         self.spawned: dict[str, asyncio.Future[int]] = {}
@@ -144,12 +142,9 @@ class Wire:
         kind, name = event.get("ev"), str(event.get("name", ""))
         waiting = self.spawned.get(name)
         if kind == "ready" and not self.ready.done():
-            self.init_pid = int(event["pid"])
             self.ready.set_result(None)
         elif kind == "warning":
             self.warnings = [*self.warnings, str(event.get("why"))[:300]][-20:]
-        elif kind == "prepared" and waiting is not None and not waiting.done():
-            waiting.set_result(0)
         elif kind == "spawn" and waiting is not None and not waiting.done():
             waiting.set_result(int(event["pid"]))
         elif kind == "error" and event.get("op") in STARTS and waiting is not None and not waiting.done():
@@ -231,7 +226,6 @@ class BoxProcess:
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Done when the process is gone; also, with -9, when the whole box is: see `BoxProvisioner.lost`."""
         self._wire: Wire | None = None
-        self._killing = asyncio.Lock()
 
     async def interrupt(self) -> None:
         """SIGINT to its process group; nothing if it is gone."""
@@ -243,8 +237,7 @@ class BoxProcess:
 
     async def kill(self) -> None:
         """SIGKILL to it and all that it started; nothing if it is gone."""
-        async with self._killing:
-            await self._order("kill")
+        await self._order("kill")
 
     async def _order(self, op: str) -> None:
         if self._wire is not None and self._wire.over is None:
@@ -321,8 +314,6 @@ class BoxProvisioner(KernelProvisionerBase):
             self.data_dir = Path(self.data_dir).resolve()
         self._generation = 0
         self._starting = asyncio.Lock()
-        self._forking = asyncio.Lock()
-        """Between a fork and its adoption nothing is killed, or the newborn would be taken for a stray."""
         self._running: list[BoxProcess] = []
         self._disk_watch: asyncio.Task[None] | None = None
 
@@ -417,7 +408,8 @@ class BoxProvisioner(KernelProvisionerBase):
         except BaseException:
             await wire.close()
             raise
-        await wire.order(op="zygote", env={**self.environment(), "PYTHONDONTWRITEBYTECODE": "1"}, preload=list(self.preload))
+        if self._ours:
+            await wire.order(op="zygote", env=self.environment(), preload=list(self.preload))
         if self.watches_disk and not self.workspace.quota:
             self._disk_watch = asyncio.create_task(self._watch_disk(wire))
         return wire
@@ -473,19 +465,21 @@ class BoxProvisioner(KernelProvisionerBase):
             BoxLostError: the box is gone.
         """
         generation, info = self._new_connection()
-        process = self._process(name, generation, info)
-        if tuple(self.kernel_spec.argv[:3]) != OUR_ARGV[:3]:
-            return await self._run_program(process, generation, info)
-        process.room = room(generation) if room else Room(self.workspace_path)
-        order = {"op": "fork", "name": name, **self._connection(generation, info), "room": asdict(process.room)}
-        process.pid = await on_boxes_thread(self._order_start(process, order))
-        return process
+        return await self._begin(self._process(name, generation, info), generation, room)
 
-    async def _run_program(self, process: BoxProcess, generation: int, info: dict[str, Any]) -> BoxProcess:
-        where = self._connection(generation, info)
-        order = {"op": "spawn", "name": process.name, **where, "argv": self._argv(where["connection_file"])}
-        order |= {"env": self.environment(), "cwd": self.workspace_path}
-        process.pid = await on_boxes_thread(self._order_start(process, order))
+    @property
+    def _ours(self) -> bool:
+        return tuple(self.kernel_spec.argv[:3]) == OUR_ARGV[:3]
+
+    async def _begin(self, process: BoxProcess, generation: int, room: Callable[[int], Room] | None = None) -> BoxProcess:
+        where = self._connection(generation, process.connection_info)
+        if self._ours:
+            process.room = room(generation) if room else Room(self.workspace_path)
+            order = {"op": "fork", "room": asdict(process.room)}
+        else:
+            argv = self._argv(where["connection_file"])
+            order = {"op": "spawn", "argv": argv, "env": self.environment(), "cwd": self.workspace_path}
+        process.pid = await on_boxes_thread(self._order_start(process, {**order, "name": process.name, **where}))
         return process
 
     async def fork(
@@ -508,16 +502,13 @@ class BoxProvisioner(KernelProvisionerBase):
         process.room = room(generation)
         where = self._connection(generation, info)
         assert self._wire is not None
-        async with self._forking:
-            try:
-                await on_boxes_thread(self._order_start(process, {"op": "prepare", "name": name, **where}))
-                asked = {"name": name, "room": asdict(process.room), "seed": seed, "init": self._wire.init_pid}
-                pid = await ask({**asked, "connection_file": where["connection_file"]})
-                process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
-            except BaseException:
-                self._wire.on_exit.pop(name, None)
-                remove_tree(process.sockets)
-                raise
+        try:
+            pid = await ask({"name": name, "room": asdict(process.room), "seed": seed, **where})
+            process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
+        except BaseException:
+            self._wire.on_exit.pop(name, None)
+            remove_tree(process.sockets)
+            raise
         return process
 
     def _process(self, name: str, generation: int, info: dict[str, Any]) -> BoxProcess:
@@ -525,7 +516,6 @@ class BoxProvisioner(KernelProvisionerBase):
             raise KernelStartError("start_box() first")
         process = BoxProcess(name, info, self.run_dir / "k" / str(generation))
         process._wire = self._wire  # noqa: SLF001  its maker
-        process._killing = self._forking  # noqa: SLF001
         self._running = [*(one for one in self._running if one.code is None), process]
         return process
 
@@ -606,10 +596,8 @@ class BoxProvisioner(KernelProvisionerBase):
             wire.spawned.pop(name, None)
 
     def _argv(self, connection_file: str) -> list[str]:
-        """The kernelspec's command with the box's interpreter; our own application by its file: a box has no dojo_kernel."""
+        """The kernelspec's command with the box's interpreter."""
         argv = [part.replace("{connection_file}", connection_file) for part in self.kernel_spec.argv]
-        if tuple(argv[:3]) == OUR_ARGV[:3]:
-            argv[1:3] = [f"{self.inside_path}/app.py"]
         if Path(argv[0]).name.startswith("python"):
             argv[0] = self.python
         return argv
@@ -648,8 +636,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Kill what no kernel of the box holds: daemons that one left running."""
         if self._wire is not None and self._wire.over is None:
             with contextlib.suppress(BoxLostError):
-                async with self._forking:
-                    await on_boxes_thread(self._wire.order(op="kill", name=""))
+                await on_boxes_thread(self._wire.order(op="kill", name=""))
 
     async def freeze(self) -> None:
         """Stop everything in the box, where it can be stopped."""
@@ -724,8 +711,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """Start `live-N`; `cmd` is the manager's view, the box has its own."""
         assert self._prepared is not None
         generation, info = self._prepared
-        live = await self._run_program(self._process(f"live-{generation}", generation, info), generation, info)
-        self._live = live
+        self._live = await self._begin(self._process(f"live-{generation}", generation, info), generation)
         return self.connection_info
 
     async def poll(self) -> int | None:

@@ -103,12 +103,12 @@ class Executor:
 
     # --- life ---
 
-    async def connect(self, timeout_s: float) -> None:
-        """Until requests are answered and output is heard. Raises KernelStartError."""
+    async def connect(self, timeout_s: float, *, probe: bool = True) -> None:
+        """Until output is heard and, with a probe, requests are answered. Raises KernelStartError."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         await self._race(self._wire.connect(deadline), timeout_s)
-        probe = self._probe("shell")
-        while not (self._probes[probe] and self._heard_iopub):
+        asked = self._probe("shell") if probe else None
+        while not (self._heard_iopub and (asked is None or self._probes[asked])):
             if self.process.exited.done() or not await self._wait(deadline - asyncio.get_running_loop().time()):
                 raise KernelStartError(f"the kernel did not answer within {timeout_s:g} s{self._exit_note()}")
         self._probes.clear()

@@ -206,7 +206,7 @@ class KernelSession:
 
         try:
             process = await self._box.fork(self._name(kind), room, ask, seed)
-            child = await self._connect(process)
+            child = await self._connect(process, probe=False)
         except ForkRefusedError:
             raise
         except KernelStartError as error:
@@ -220,10 +220,10 @@ class KernelSession:
         if used is not None and used + FORK_BYTES > limit:
             raise ForkRefusedError(f"{used / 2**30:.2f} of {self._settings.limits.memory_gb:g} GB of memory are in use")
 
-    async def _connect(self, process: BoxProcess) -> Executor:
+    async def _connect(self, process: BoxProcess, *, probe: bool = True) -> Executor:
         executor = Executor(process, self._settings.journal_chars)
         try:
-            await executor.connect(self._settings.start_timeout_s)
+            await executor.connect(self._settings.start_timeout_s, probe=probe)
         except BaseException:
             executor.close()
             await self._end(process)

@@ -348,13 +348,21 @@ async def test_nothing_is_left_of_forks(kernel):
     def state() -> tuple[int, list[str], list[str]]:
         return len(names(Path("/proc/self/fd"))), names(box.run_dir / "k"), names(box.forks.path)
 
-    await tried(kernel, "x = 2")
-    before = state()
-    inside = "print(len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task')))"
-    held = await run(kernel, inside)
-    for _ in range(20):
+    async def once() -> None:
         await tried(kernel, "x = 2")
         (one,) = await kernel.branch(1)
         await one.close()
+
+    await once()
+    await run(kernel, "print('what a first print opens')")
+    assert await becomes_true(lambda: not any(name.isdigit() for name in names(box.forks.path)))
+    before = state()
+    inside = (
+        "kinds = sorted(os.path.realpath(f'/proc/self/fd/{name}').rpartition(':')[0] for name in os.listdir('/proc/self/fd'))\n"
+        "print(len(os.listdir('/proc/self/task')), [(kind, kinds.count(kind)) for kind in sorted(set(kinds))])"
+    )
+    held = await run(kernel, inside)
+    for _ in range(15):
+        await once()
     assert await becomes_true(lambda: state() == before), (before, state())
     assert await run(kernel, inside) == held
