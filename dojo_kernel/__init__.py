@@ -12,7 +12,17 @@ from gymnasium.envs.registration import register as _register
 from gymnasium.envs.registration import registry as _registry
 
 if TYPE_CHECKING:
-    from dojo_kernel.actions import ACTIONS, Action, ExecuteCode, GetHistory, RequestInfo, Reset, ValidateCode
+    from dojo_kernel.actions import (
+        ACTIONS,
+        Action,
+        Checkpoint,
+        ExecuteCode,
+        GetHistory,
+        RequestInfo,
+        Reset,
+        Restore,
+        ValidateCode,
+    )
     from dojo_kernel.agents.agent import AGENTS, Agent
     from dojo_kernel.env import DojoEnv, DojoVectorEnv
     from dojo_kernel.episode import HANDLERS, INFO, REWARDS, Episode, Outcome, open_episode
@@ -25,7 +35,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "actions": ("ACTIONS", "Action", "ExecuteCode", "GetHistory", "RequestInfo", "Reset", "ValidateCode"),
+    "actions": (
+        "ACTIONS",
+        "Action",
+        "Checkpoint",
+        "ExecuteCode",
+        "GetHistory",
+        "RequestInfo",
+        "Reset",
+        "Restore",
+        "ValidateCode",
+    ),
     "agents.agent": ("AGENTS", "Agent"),
     "env": ("DojoEnv", "DojoVectorEnv"),
     "episode": ("HANDLERS", "INFO", "REWARDS", "Episode", "Outcome", "open_episode"),
@@ -38,7 +58,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - by room
-    "ACTIONS", "Action", "ExecuteCode", "GetHistory", "RequestInfo", "Reset", "ValidateCode",
+    "ACTIONS", "Action", "Checkpoint", "ExecuteCode", "GetHistory", "RequestInfo", "Reset", "Restore", "ValidateCode",
     "AGENTS", "Agent",
     "DojoEnv", "DojoVectorEnv",
     "HANDLERS", "INFO", "REWARDS", "Episode", "Outcome", "open_episode",

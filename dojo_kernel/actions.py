@@ -18,6 +18,8 @@ class Action(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
+    setting: ClassVar[str] = ""
+    """Field of `EpisodeSettings` that turns the action on; "" is always on."""
 
     def to_wire(self) -> dict[str, Any]:
         """The JSON object that `parse_action` reads back."""
@@ -71,6 +73,24 @@ class Reset(Action):
     name = "reset"
 
 
+@ACTIONS.register("checkpoint")
+class Checkpoint(Action):
+    """Keep the live kernel's variables and files as they are now, to go back to by restore. The answer names the id."""
+
+    name = "checkpoint"
+    setting = "checkpoints"
+    label: str = Field(default="", max_length=200, description="What it is for, in your own words.")
+
+
+@ACTIONS.register("restore")
+class Restore(Action):
+    """Go back to a checkpoint: its variables and files replace those of now. Steps, time and submissions stay used."""
+
+    name = "restore"
+    setting = "checkpoints"
+    id: str = Field(max_length=80, description="Of the checkpoint, as its maker was told, e.g. c1.")
+
+
 class Invalid(Action):
     """What the journal keeps of a call that could not be parsed; it cost its step like any other."""
 
@@ -90,7 +110,7 @@ def parse_action(given: object) -> Action:
     if name == Invalid.name:
         return Invalid.model_validate(arguments)
     if not isinstance(name, str) or name not in ACTIONS:
-        raise ActionError(f"no action is called {str(name)[:80]!r}; there are: {', '.join(ACTIONS)}")
+        raise ActionError(f"no action is called {str(name)[:80]!r}; there are: {', '.join(offered())}")
     try:
         return ACTIONS[name].model_validate(arguments)
     except ValidationError as error:
@@ -100,10 +120,15 @@ def parse_action(given: object) -> Action:
         raise ActionError(f"{name}: {problems}") from None
 
 
-def tool_schemas() -> list[dict[str, Any]]:
-    """One JSON-schema tool description an action, as function-calling models read them."""
+def offered(settings: object = None) -> list[str]:
+    """Names of the actions that `EpisodeSettings` leave on; None: those that are always on."""
+    return [name for name in ACTIONS if not (setting := ACTIONS[name].setting) or getattr(settings, setting, False)]
+
+
+def tool_schemas(settings: object = None) -> list[dict[str, Any]]:
+    """One JSON-schema tool description an offered action, as function-calling models read them."""
     tools = []
-    for name in ACTIONS:
+    for name in offered(settings):
         action = ACTIONS[name]
         schema = action.model_json_schema()
         schema.pop("title", None)

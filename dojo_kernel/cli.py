@@ -323,6 +323,9 @@ def replay(
     path: Annotated[Path, typer.Argument(help="An episode's folder, its journal.jsonl, or a notebook made by dojo.")],
     *,
     box: Annotated[BoxName | None, typer.Option(help="Another kind of box than the recorded one.")] = None,
+    branches: Annotated[
+        bool, typer.Option("--branches", help="Also play the branches in its folder, each from the root.")
+    ] = False,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -332,16 +335,23 @@ def replay(
 
     _must_exist(path)
     load_plugins(plugin or [])
-    try:
-        report = asyncio.run(replay_one(path, box=box))
-    except JournalError as error:  # a replay writes no journal: it is the file that the user named
-        raise _unreadable(error) from error
+    below = sorted(journal.parent for journal in path.glob("branches/**/journal.jsonl")) if path.is_dir() else []
+    reports = []
+    for one in [path, *(below if branches else ())]:
+        try:
+            report = asyncio.run(replay_one(one, box=box))
+        except JournalError as error:  # a replay writes no journal: it is the file that the user named
+            raise _unreadable(error) from error
+        reports.append(report)
+        if not as_json:
+            show.print(render(report))
+            show.print("diverged" if report.diverged else "the same")
     if as_json:
-        _print_json(report.model_dump(mode="json"))
-    else:
-        show.print(render(report))
-        show.print("diverged" if report.diverged else "the same")
-    if report.diverged:
+        dumped = [report.model_dump(mode="json") for report in reports]
+        _print_json(dumped if branches else dumped[0])
+    elif below and not branches:
+        say.print(f"branches not played: {len(below)}; add --branches")
+    if any(report.diverged for report in reports):
         raise typer.Exit(1)
 
 

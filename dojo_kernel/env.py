@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from pydantic import ValidationError
 
-from dojo_kernel.actions import ACTIONS, Action, tool_schemas
+from dojo_kernel.actions import ACTIONS, Action, offered, tool_schemas
 from dojo_kernel.episode import StartKernel, in_a_box, open_episode
 from dojo_kernel.errors import ActionError, ConfigError
 from dojo_kernel.kernel.pool import WarmPool, warmed
@@ -75,8 +75,14 @@ class UnicodeText(spaces.Space[str]):
 class ActionSpace(spaces.Space[dict[str, Any]]):
     """Every action in its wire form, `{"name": "execute_code", "code": "..."}`; `.schemas` has the JSON schemas."""
 
-    def __init__(self, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(
+        self,
+        seed: int | np.random.Generator | None = None,
+        *,
+        settings: EpisodeSettings = EpisodeSettings(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__(None, None, seed)
+        self._settings = settings
 
     @property
     def is_np_flattenable(self) -> bool:
@@ -86,7 +92,7 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
     @property
     def schemas(self) -> list[dict[str, Any]]:
         """What a function-calling model needs to know."""
-        return tool_schemas()
+        return tool_schemas(self._settings)
 
     def sample(self, mask: Any = None, probability: Any = None) -> dict[str, Any]:
         """A harmless call of one of the built-in actions."""
@@ -102,9 +108,10 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
 
     def contains(self, x: Any) -> bool:
         """Whether `x` fits the schema of the action that it names."""
+        names = offered(self._settings)
         if isinstance(x, Action):
-            return True
-        if not isinstance(x, dict) or x.get("name") not in ACTIONS:
+            return x.name in names
+        if not isinstance(x, dict) or x.get("name") not in names:
             return False
         try:
             ACTIONS[x["name"]].model_validate({key: value for key, value in x.items() if key != "name"})
@@ -113,10 +120,10 @@ class ActionSpace(spaces.Space[dict[str, Any]]):
         return True
 
     def __repr__(self) -> str:
-        return f"ActionSpace({', '.join(ACTIONS)})"
+        return f"ActionSpace({', '.join(offered(self._settings))})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActionSpace)
+        return isinstance(other, ActionSpace) and offered(other._settings) == offered(self._settings)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -156,10 +163,11 @@ def _number(score: float | None) -> np.ndarray[Any, Any]:
 
 
 class _Loop:
-    """One asyncio loop in one daemon thread; environments that share a pool share it, too."""
+    """One asyncio loop in one daemon thread, for environments that share a pool or a box; it ends with the last of them."""
 
-    def __init__(self) -> None:
-        self.users = 0
+    def __init__(self, pool: WarmPool | None) -> None:
+        self._pool = pool
+        self._users = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dojo-env", daemon=True)
         self._thread.start()
@@ -173,15 +181,29 @@ class _Loop:
             future.cancel()
             raise
 
-    def stop(self) -> None:
-        """Idempotent."""
-        if self._loop.is_closed():
-            return
-        self.run(self._loop.shutdown_asyncgens())  # in its own thread: the caller's may have a loop, as in a notebook
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-        if not self._thread.is_alive():
-            self._loop.close()
+    def entered(self) -> _Loop:
+        """By one more environment."""
+        with _loops_lock:
+            self._users += 1
+        return self
+
+    def leave(self) -> None:
+        """Once an environment; the last one empties the pool and ends the thread."""
+        with _loops_lock:
+            self._users -= 1
+            if self._users:
+                return
+            if self._pool is not None:
+                _loops.pop(self._pool, None)
+        try:
+            if self._pool is not None:
+                self.run(self._pool.close())
+        finally:
+            self.run(self._loop.shutdown_asyncgens())  # in its own thread: the caller's may have a loop, as in a notebook
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=10)
+            if not self._thread.is_alive():
+                self._loop.close()
 
 
 _loops: weakref.WeakKeyDictionary[WarmPool, _Loop] = weakref.WeakKeyDictionary()
@@ -192,11 +214,10 @@ def _loop_of(pool: WarmPool | None) -> _Loop:
     with _loops_lock:
         loop = None if pool is None else _loops.get(pool)
         if loop is None:
-            loop = _Loop()
+            loop = _Loop(pool)
             if pool is not None:
                 _loops[pool] = loop
-        loop.users += 1
-        return loop
+    return loop.entered()
 
 
 class _Seat:
@@ -227,6 +248,16 @@ class _Seat:
             )
         )
         return self.episode.first_observation
+
+    async def branch(self, count: int, seeds: Sequence[int | None] | None) -> list[_Seat]:
+        """Seats at which branches of the episode under way are played."""
+        seats = []
+        for episode in await self.present().branch(count, seeds=seeds):
+            seat = _Seat(self._competition, self._settings, self._kernel, self._start_kernel)
+            seat.folder, seat.episode = self.folder, episode
+            seat._stack.push_async_callback(episode.close)
+            seats.append(seat)
+        return seats
 
     async def step(self, action: object) -> Step:
         return await self.present().step(action)
@@ -329,16 +360,20 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is none of {', '.join(self.metadata['render_modes'])}")
-        self.render_mode = render_mode
-        self.action_space = ActionSpace()
-        self.observation_space = observation_space()
         rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
         shared, box, start_kernel = _pooled(pool, box, start_kernel)
-        self._seat = _Seat(competition, rules, box, start_kernel)
-        self._seat.folder = None if folder is None else Path(folder)
+        seat = _Seat(competition, rules, box, start_kernel)
+        seat.folder = None if folder is None else Path(folder)
+        self._sit_down(seat, _loop_of(shared), ActionSpace(settings=rules), render_mode)
+
+    def _sit_down(self, seat: _Seat, loop: _Loop, actions: ActionSpace, render_mode: str | None) -> None:
+        self.render_mode = render_mode
+        self.action_space = actions
+        self.observation_space = observation_space()
+        self._seat = seat
         self._shown = ""
-        self._loop = _loop_of(shared)
-        self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat], shared)
+        self._loop = loop
+        self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat])
         _open.add(self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -355,6 +390,19 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         terminated, truncated = self._seat.ending()
         self._show(step.observation.text)
         return _as_arrays(step.observation), step.reward, terminated, truncated, self._seat.info(step)
+
+    def branch(self, count: int, *, seeds: Sequence[int | None] | None = None) -> list[DojoEnv]:
+        """Environments that begin where this one is; each is stepped and closed by itself, and needs no reset.
+
+        Arguments and faults as for `Episode.branch`.
+        """
+        branches = []
+        for seat in self._run(self._seat.branch(count, seeds)):
+            twin = type(self).__new__(type(self))
+            actions = ActionSpace(settings=seat.present().settings)
+            twin._sit_down(seat, self._loop.entered(), actions, self.render_mode)  # noqa: SLF001 - the same class
+            branches.append(twin)
+        return branches
 
     def render(self) -> str | None:
         """The last observation's text; with render_mode "human" it has been printed already."""
@@ -385,21 +433,11 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             sys.stdout.write(text + "\n")
 
 
-def _shut(loop: _Loop, seats: list[_Seat], pool: WarmPool | None) -> None:
+def _shut(loop: _Loop, seats: list[_Seat]) -> None:
     try:
         loop.run(_leave_all(seats))
     finally:
-        with _loops_lock:
-            loop.users -= 1
-            last = loop.users == 0
-            if last and pool is not None:
-                del _loops[pool]
-        if last:
-            try:
-                if pool is not None:
-                    loop.run(pool.close())
-            finally:
-                loop.stop()
+        loop.leave()
 
 
 _open: weakref.WeakSet[DojoEnv | DojoVectorEnv] = weakref.WeakSet()
@@ -449,18 +487,18 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.single_action_space = ActionSpace()
+        rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
+        shared, box, start_kernel = _pooled(pool, box, start_kernel)
+        self.single_action_space = ActionSpace(settings=rules)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.single_observation_space = observation_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
-        shared, box, start_kernel = _pooled(pool, box, start_kernel)
         self._seats = [_Seat(competition, rules, box, start_kernel) for _ in range(num_envs)]
         for number, seat in enumerate(self._seats):
             seat.folder = None if folder is None else Path(folder) / f"seat-{number}"
         self._latest: list[dict[str, Any]] = []
         self._loop = _loop_of(shared)
-        self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats, shared)
+        self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats)
         _open.add(self)
 
     def reset(

@@ -19,8 +19,8 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import islice
@@ -30,7 +30,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from dojo_kernel import __version__
-from dojo_kernel.actions import ACTIONS, ExecuteCode, GetHistory, Invalid, RequestInfo, Reset, ValidateCode, parse_action
+from dojo_kernel.actions import (
+    Checkpoint,
+    ExecuteCode,
+    GetHistory,
+    Invalid,
+    RequestInfo,
+    Reset,
+    Restore,
+    ValidateCode,
+    offered,
+    parse_action,
+)
 from dojo_kernel.competition.grade import Grader
 from dojo_kernel.competition.spec import Competition, find
 from dojo_kernel.errors import (
@@ -38,20 +49,37 @@ from dojo_kernel.errors import (
     ConfigError,
     DojoError,
     EpisodeOverError,
+    ForkRefusedError,
     JournalError,
     MachineFault,
     PluginError,
     SubmissionError,
 )
-from dojo_kernel.feedback import FEEDBACK, Parts, cap
+from dojo_kernel.feedback import FEEDBACK, Parts, cap, clean
 from dojo_kernel.journal.log import Journal
 from dojo_kernel.journal.notebook import write_notebook
 from dojo_kernel.kernel import open_kernel
-from dojo_kernel.records import Acted, Closed, Grade, Interrupted, Observation, Opened, Resumed, Rows, State, Step, Stepped
+from dojo_kernel.records import (
+    Acted,
+    Bookmark,
+    Branched,
+    Closed,
+    Grade,
+    Interrupted,
+    Observation,
+    Opened,
+    Resumed,
+    Rows,
+    State,
+    Step,
+    Stepped,
+)
 from dojo_kernel.registry import Registry
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from dojo_kernel.actions import Action
     from dojo_kernel.kernel import Kernel
     from dojo_kernel.records import Event, Execution
@@ -73,6 +101,7 @@ class Outcome:
     ok: bool = True
     execution: Execution | None = None
     grade: Grade | None = None
+    bookmark: Bookmark | None = None
     ends: bool = False
     """The agent is done: the episode closes after this step."""
 
@@ -89,10 +118,31 @@ INFO: Registry[Info] = Registry("info_type")
 REWARDS: Registry[Reward] = Registry("reward")
 
 
-class Episode:
-    """One agent, one competition, one kernel, one journal. Made by `open_episode`."""
+class _SharedGrader:
+    """One child process for an episode and its branches, as it is cheaper than one each; the last to leave ends it."""
 
-    def __init__(self, table: _Table, journal: Journal, kernel: Kernel, grader: Grader, events: list[Event]) -> None:
+    def __init__(self, competition: Competition) -> None:
+        self._grader = Grader(competition)
+        self._users = 1
+        self.grade = self._grader.grade
+
+    def shared(self) -> _SharedGrader:
+        """For one more episode."""
+        self._users += 1
+        return self
+
+    async def leave(self) -> None:
+        """Once an episode."""
+        self._users -= 1
+        if self._users == 0:
+            await self._grader.close()
+
+
+class Episode:
+    """One agent, one competition, one kernel, one journal. Made by `open_episode`, and by `branch` of another."""
+
+    def __init__(self, table: _Table, journal: Journal, kernel: Kernel, grader: _SharedGrader, events: list[Event]) -> None:
+        self._table = table
         self.competition = table.competition
         self.settings = table.settings
         self.kernel_settings = table.kernel
@@ -103,12 +153,15 @@ class Episode:
         self.state = State()
         for event in events:
             self.state = self.state.after(event)
-        self._resumed = bool(events)
         self._journal = journal
         self._grader = grader
         self._busy = asyncio.Lock()
         self._released = False
         self._handlers = HANDLERS
+        self._kept: dict[str, str] = {}
+        """Id of a checkpoint in this episode -> its id in the kernel."""
+        self._branches = ("", 0)
+        """Head of the journal, and how many branches were made there."""
 
     # --- playing ----------------------------------------------------------------------------------------------------
 
@@ -139,6 +192,7 @@ class Episode:
             said=said,
             execution=outcome.execution,
             grade=outcome.grade,
+            bookmark=outcome.bookmark,
             reward=self._reward(before, outcome.grade),
             observation=self._observation(action, outcome, before, seconds),
             started_at=started,
@@ -148,6 +202,8 @@ class Episode:
         return step, outcome.ends
 
     async def _outcome(self, action: Action) -> Outcome:
+        if action.setting and action.name not in self.actions:
+            return Outcome(f"{action.name} is off in this episode. Actions: {', '.join(self.actions)}", ok=False)
         try:
             handle = self._handlers[action.name]
         except ConfigError as error:
@@ -246,12 +302,119 @@ class Episode:
         self._journal.store(data)
         return await self._grader.grade(data, self.feedback_rows)
 
+    async def make_checkpoint(self, label: str) -> tuple[Bookmark, tuple[str, ...]]:
+        """What the kernel kept, and the ids of older ones that became files. Raises ForkRefusedError."""
+        made = await self.kernel.checkpoint(label)
+        name = f"c{self.state.bookmarks + 1}"
+        self._kept[name] = made.id
+        bookmark = Bookmark(how="made", id=name, label=label, missing=_cleaned(made.lost), life=self.kernel.life)
+        return bookmark, self._names(made.evicted)
+
+    async def restore_checkpoint(self, name: str) -> Bookmark:
+        """Raises ActionError for an id that is not kept here, ForkRefusedError."""
+        if name not in self._kept:
+            raise ActionError(self._no_such_checkpoint(name))
+        missing = await self.kernel.restore(self._kept[name])
+        return Bookmark(how="restored", id=name, missing=_cleaned(missing), life=self.kernel.life)
+
+    def _no_such_checkpoint(self, name: str) -> str:
+        known = f"there are: {', '.join(self._kept)}" if self._kept else "there is none now"
+        made = (event.step.bookmark for event in self.events if isinstance(event, Stepped))
+        if any(mark is not None and mark.how == "made" and mark.id == name for mark in made):
+            return f"the checkpoint {name} went with the kernel that the episode had then; {known}"
+        return f"no checkpoint is called {name!r}; {known}"
+
+    async def evict_checkpoints(self) -> tuple[str, ...]:
+        """Ids of those that became files as memory is short."""
+        return self._names(await self.kernel.evict_checkpoints()) if self._kept else ()
+
+    def _names(self, ids: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name, one in self._kept.items() if one in ids)
+
+    # --- branches ---------------------------------------------------------------------------------------------------
+
+    def branch(self, count: int, *, seeds: Sequence[int | None] | None = None, folders: Sequence[Path] | None = None) -> Branches:
+        """Live siblings that begin where this episode is: its variables, its files, what is left of its budget; a journal each.
+
+        `await` it for the list, each to be closed by itself, before this episode or after; or use it in `async with`, which
+        closes what is still open at its end. All grade with the one grader of this episode.
+
+        Args:
+            count: How many.
+            seeds: One each for the random generators; a None goes on as here. Without: derived from this episode's seed, the
+                head of its journal and the branch's number, and so the same for the same trajectory.
+            folders: Of the journals; without: `branches/<k>` in this episode's folder, k the next that is free.
+
+        Raises:
+            ForkRefusedError: the kernel cannot be forked now; nothing is left behind.
+            EpisodeOverError: this episode has ended.
+            ValueError: another number of seeds or folders.
+        """
+        return Branches(self, count, seeds, folders)
+
+    async def _branch(self, count: int, seeds: Sequence[int | None] | None, folders: Sequence[Path] | None) -> list[Episode]:
+        for name, given in (("seeds", seeds), ("folders", folders)):
+            if given is not None and len(given) != count:
+                raise ValueError(f"{len(given)} {name} for {count} branches")
+        async with self._busy:
+            if not self.state.open:
+                raise EpisodeOverError("this episode has ended; open a new one")
+            head = self._journal.head
+            first = self._branches[1] if self._branches[0] == head else 0
+            seeds = seeds if seeds is not None else [_branch_seed(self.settings.seed, head, first + i) for i in range(count)]
+            async with contextlib.AsyncExitStack() as stack:
+                kernels = await self.kernel.branch(count, seeds=seeds)
+                for kernel in kernels:
+                    stack.push_async_callback(kernel.close)
+                made = []
+                for number, (kernel, seed) in enumerate(zip(kernels, seeds, strict=True)):
+                    branch = self._sibling(kernel, seed, first + number, None if folders is None else folders[number])
+                    stack.push_async_callback(branch.discard)
+                    made.append(branch)
+                stack.pop_all()
+            self._branches = (head, first + count)
+            return made
+
+    def _branch_folder(self) -> Path:
+        if self._table.temporary:
+            return Path(tempfile.mkdtemp(prefix="dojo-"))
+        base = self.folder / "branches"
+        base.mkdir(exist_ok=True)
+        taken = (int(path.name) for path in base.iterdir() if path.name.isdecimal())
+        return base / str(max(taken, default=-1) + 1)
+
+    def _sibling(self, kernel: Kernel, seed: int | None, index: int, folder: Path | None) -> Episode:
+        event = Branched(
+            episode=_new_name(self.competition),
+            parent_episode=self.id,
+            parent_events=len(self.events),
+            parent_head_sha256=self._journal.head,
+            index=index,
+            seed=seed,
+            workspace_path=kernel.workspace_path,
+            started_at=_now(),
+        )
+        place = self._branch_folder() if folder is None else folder
+        journal = self._journal.branch(place, event)
+        table = replace(self._table, folder=place, temporary=self._table.temporary and folder is None)
+        return Episode(table, journal, kernel, self._grader.shared(), [*self.events, event])
+
+    async def discard(self) -> None:
+        """Release it and remove its folder: it never was."""
+        await self.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     # --- readings ---------------------------------------------------------------------------------------------------
 
     @property
     def id(self) -> str:
         """Name of this episode, as its folder and its box carry it."""
-        return self.opened.episode
+        return _name_of(self.events)
+
+    @property
+    def actions(self) -> list[str]:
+        """Names of what can be done here."""
+        return offered(self.settings)
 
     @property
     def opened(self) -> Opened:
@@ -259,6 +422,11 @@ class Episode:
         first = self.events[0]
         assert isinstance(first, Opened)
         return first
+
+    @property
+    def _began(self) -> Opened | Resumed | Branched:
+        """The event since which this kernel runs."""
+        return next(event for event in reversed(self.events) if isinstance(event, Opened | Resumed | Branched))
 
     @property
     def steps(self) -> list[Step]:
@@ -276,7 +444,7 @@ class Episode:
         """What an agent reads before its first step, or after a resume."""
         best = self.state.best
         return Observation(
-            text=_welcome(self, resumed=self._resumed),
+            text=_welcome(self, self._began),
             ok=True,
             best_score=None if best is None else best.score,
             human_rank=None if best is None else best.human_rank,
@@ -328,8 +496,60 @@ class Episode:
         self._released = True
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._journal.close)
-            stack.push_async_callback(self._grader.close)
+            if self._table.temporary and isinstance(self._began, Branched):  # of an opened one the block takes care
+                stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            stack.push_async_callback(self._grader.leave)
             stack.push_async_callback(self.kernel.close)
+
+
+class Branches:
+    """What `Episode.branch` gives: awaited, a list of episodes; in `async with`, a list that is closed at the end."""
+
+    def __init__(self, parent: Episode, count: int, seeds: Sequence[int | None] | None, folders: Sequence[Path] | None) -> None:
+        self._ask = (parent, count, seeds, folders)
+        self._made: list[Episode] = []
+
+    def __await__(self) -> Generator[Any, None, list[Episode]]:
+        parent, count, seeds, folders = self._ask
+        return parent._branch(count, seeds, folders).__await__()  # noqa: SLF001 - its other half
+
+    async def __aenter__(self) -> list[Episode]:
+        self._made = await self
+        return list(self._made)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for episode in self._made:
+                stack.push_async_callback(_leave, episode, error)
+
+
+async def _leave(episode: Episode, error: BaseException | None) -> None:
+    """Close the episode, also after a fault of the machine; anything else leaves it to be resumed."""
+    if error is None:
+        await episode.close()
+    elif isinstance(error, MachineFault):
+        with contextlib.suppress(JournalError):  # a journal that cannot be written has no end; what counts is the first fault
+            await episode.close("error", "".join(traceback.format_exception(error)))
+    else:
+        await episode.release()
+
+
+def _cleaned(lines: Sequence[str]) -> tuple[str, ...]:
+    """What a kernel says, fit for a model and a journal."""
+    return tuple(clean(line) for line in lines)
+
+
+def _branch_seed(seed: int, head: str, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {head} {index}".encode("ascii")).digest()[:4])
+
+
+def _name_of(events: Sequence[Event]) -> str:
+    """Of the episode that these events end in: a branch's own, or the root's."""
+    return next(event.episode for event in reversed(events) if isinstance(event, Opened | Branched))
+
+
+def _new_name(competition: Competition) -> str:
+    return f"{competition.slug}-{uuid.uuid4().hex[:8]}"
 
 
 def _parse(given: object) -> Action:
@@ -366,6 +586,8 @@ class _Table:
     trusted: bool
     start_kernel: StartKernel
     warn: Callable[[str], None] | None
+    temporary: bool = False
+    """The folder goes with the episode."""
 
 
 @contextlib.asynccontextmanager
@@ -406,20 +628,16 @@ async def open_episode(  # noqa: PLR0913 - keywords of the front door
     if resume and folder is None:
         raise ConfigError("resume needs the folder of an episode")
     place = Path(tempfile.mkdtemp(prefix="dojo-")) if folder is None else folder
-    table = _Table(spec, settings, kernel, place, agent, trusted, start_kernel, warn)
+    table = _Table(spec, settings, kernel, place, agent, trusted, start_kernel, warn, temporary=folder is None)
     try:
         episode = await (_resume(table) if resume else _begin(table))
         try:
             yield episode
-        except MachineFault as fault:
-            with contextlib.suppress(JournalError):  # a journal that cannot be written has no end; what counts is the first fault
-                await episode.close("error", "".join(traceback.format_exception(fault)))
-            raise
-        except BaseException:
-            await episode.release()  # no end is recorded: the journal can be resumed
+        except BaseException as error:
+            await _leave(episode, error)
             raise
         else:
-            await episode.close()
+            await _leave(episode, None)
     finally:
         if folder is None:
             shutil.rmtree(place, ignore_errors=True)
@@ -433,7 +651,7 @@ def _known(settings: EpisodeSettings) -> None:
 
 
 async def _begin(table: _Table) -> Episode:
-    name = f"{table.competition.slug}-{uuid.uuid4().hex[:8]}"
+    name = _new_name(table.competition)
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal.create(table.folder)
         stack.callback(journal.close)
@@ -456,7 +674,7 @@ async def _resume(table: _Table) -> Episode:
         if opened.competition_sha256 != table.competition.manifest_sha256():
             raise ConfigError(f"{table.folder}: {table.competition.slug} was prepared anew since; start another episode")
         table = _pinned(table, opened)
-        episode = await _sit_down(table, journal, opened.episode, events, stack)
+        episode = await _sit_down(table, journal, _name_of(events), events, stack)
         if episode.state.pending is not None:
             episode._record(Interrupted(index=episode.state.pending))  # noqa: SLF001 - its own maker
         episode._record(_resuming(episode.kernel))  # noqa: SLF001 - its own maker
@@ -466,21 +684,16 @@ async def _resume(table: _Table) -> Episode:
 
 def _pinned(table: _Table, opened: Opened) -> _Table:
     kernel = KernelSettings.model_validate(opened.settings["kernel"])
-    return _Table(
-        table.competition,
-        EpisodeSettings.model_validate(opened.settings["episode"]),
-        kernel if opened.box == "memory" else KernelSettings.model_validate({**kernel.model_dump(), "box": opened.box}),
-        table.folder,
-        table.agent,
-        table.trusted,
-        table.start_kernel,
-        table.warn,
+    return replace(
+        table,
+        settings=EpisodeSettings.model_validate(opened.settings["episode"]),
+        kernel=kernel if opened.box == "memory" else KernelSettings.model_validate({**kernel.model_dump(), "box": opened.box}),
     )
 
 
 async def _sit_down(table: _Table, journal: Journal, name: str, events: list[Event], stack: contextlib.AsyncExitStack) -> Episode:
-    grader = Grader(table.competition)
-    stack.push_async_callback(grader.close)
+    grader = _SharedGrader(table.competition)
+    stack.push_async_callback(grader.leave)
     kernel = await table.start_kernel(
         table.kernel, data_dir=table.competition.public_dir, episode=name, trusted=table.trusted, warn=table.warn
     )
@@ -537,7 +750,7 @@ async def _request_info(episode: Episode, action: RequestInfo) -> Outcome:
 
 @HANDLERS.register(ValidateCode.name)
 async def _validate_code(episode: Episode, action: ValidateCode) -> Outcome:
-    execution = await episode.kernel.validate(action.code, episode.timeout(action.timeout_s))
+    execution = await episode.kernel.validate(action.code, episode.timeout(action.timeout_s), state=action.state)
     return Outcome(ok=execution.status == "ok", execution=execution)
 
 
@@ -545,6 +758,8 @@ async def _validate_code(episode: Episode, action: ValidateCode) -> Outcome:
 async def _execute_code(episode: Episode, action: ExecuteCode) -> Outcome:
     before = episode.kernel.submission_signature(SUBMISSION)
     execution = await episode.kernel.execute(action.code, episode.timeout(action.timeout_s), cell=episode.cell_id)
+    if execution.death is None and (filed := await episode.evict_checkpoints()):
+        execution = execution.model_copy(update={"notes": (*execution.notes, f"Memory is short: {_filed(filed)}.")})
     ok = execution.status == "ok"
     if episode.kernel.submission_signature(SUBMISSION) == before:
         return Outcome(ok=ok, execution=execution)
@@ -566,6 +781,8 @@ async def _get_history(episode: Episode, action: GetHistory) -> Outcome:
 
 def _history_line(step: Step, decimals: int) -> str:
     code = getattr(step.action, "code", None) or getattr(step.action, "info_type", "")
+    if step.bookmark is not None:
+        code = f"{step.bookmark.id} {step.bookmark.label}"
     first = next((line.strip() for line in str(code).splitlines() if line.strip()), "")
     outcome = "ok" if step.observation.ok else "failed"
     if step.execution is not None and not step.observation.ok:
@@ -581,10 +798,34 @@ async def _reset(episode: Episode, action: Reset) -> Outcome:
     return Outcome("the kernel was restarted: its memory is empty; files, best score and history are as they were")
 
 
+@HANDLERS.register(Checkpoint.name)
+async def _checkpoint(episode: Episode, action: Checkpoint) -> Outcome:
+    try:
+        made, filed = await episode.make_checkpoint(action.label)
+    except ForkRefusedError as refused:
+        return Outcome(f"no checkpoint was made: {clean(str(refused))}", ok=False)
+    lines = [f"checkpoint {made.id} holds the variables and files of now", *(f"not in it: {line}" for line in made.missing)]
+    return Outcome("\n".join([*lines, *([f"there are too many: {_filed(filed)}"] if filed else [])]), bookmark=made)
+
+
+@HANDLERS.register(Restore.name)
+async def _restore(episode: Episode, action: Restore) -> Outcome:
+    try:
+        restored = await episode.restore_checkpoint(action.id)
+    except ForkRefusedError as refused:
+        return Outcome(f"not restored: {clean(str(refused))}", ok=False)
+    lines = [f"variables and files are those of checkpoint {restored.id}, which stays; steps, time and submissions stay used"]
+    return Outcome("\n".join([*lines, *(f"missing: {line}" for line in restored.missing)]), bookmark=restored)
+
+
+def _filed(names: Sequence[str]) -> str:
+    what = "checkpoint" if len(names) == 1 else "checkpoints"
+    return f"{what} {', '.join(names)} became a file of what can be kept of the variables"
+
+
 @HANDLERS.register(Invalid.name)
 async def _invalid(episode: Episode, action: Invalid) -> Outcome:
-    del episode
-    raise ActionError(f"{action.problem}. Actions: {', '.join(ACTIONS)}")
+    raise ActionError(f"{action.problem}. Actions: {', '.join(episode.actions)}")
 
 
 # --- the information ---------------------------------------------------------------------------------------------------
@@ -661,7 +902,7 @@ def _all(episode: Episode) -> str:
     return "\n\n".join(f"## {name}\n{INFO[name](episode)}" for name in INFO if name != "all")
 
 
-def _welcome(episode: Episode, *, resumed: bool) -> str:
+def _welcome(episode: Episode, began: Opened | Resumed | Branched) -> str:
     spec, settings = episode.competition, episode.settings
     hidden = "" if episode.feedback_rows == "all" else "; your best submission is graded on the hidden rows when the episode ends"
     steps, submissions = settings.max_steps - episode.state.steps, settings.max_submissions - episode.state.submissions
@@ -672,12 +913,17 @@ def _welcome(episode: Episode, *, resumed: bool) -> str:
         f"{_WHERE} The file is graded when a cell of execute_code has changed it.",
         f"Feedback scores are computed on the {episode.feedback_rows} rows{hidden}.",
         f"Left: {left}; one cell runs at most {settings.cell_timeout_s:.0f} s.",
-        f"Actions: {', '.join(ACTIONS)}. Start with request_info.",
+        f"Actions: {', '.join(episode.actions)}. Start with request_info.",
     ]
-    if resumed:
+    if isinstance(began, Branched):
         lines.append(
-            "This episode was interrupted and goes on in a fresh kernel: variables and files in the workspace are gone; "
-            "your best submission, its score and the history are kept."
+            "This is a branch of another episode: variables, files, best score, history and budget are as they were there; "
+            "its checkpoints are not here."
+        )
+    if isinstance(began, Resumed):
+        lines.append(
+            "This episode was interrupted and goes on in a fresh kernel: variables, files in the workspace and checkpoints "
+            "are gone; your best submission, its score and the history are kept."
         )
     return cap("\n".join(lines), episode.kernel_settings.observation_chars)
 

@@ -118,9 +118,17 @@ def _status(parts: Parts) -> str:
     execution = parts.execution
     if execution is None:
         return f"[step {parts.index + 1}] {parts.action.name}: {'ok' if parts.ok else 'refused'}"
-    where = "scratch kernel, nothing kept" if execution.where == "scratch" else f"cell s{parts.index:04d}"
+    where = _scratch(execution) if execution.where == "scratch" else f"cell s{parts.index:04d}"
     status = {"ok": "ok", "error": "failed", "timeout": "timed out", "died": "the kernel died"}[execution.status]
     return f"[step {parts.index + 1}] {parts.action.name}: {status} after {execution.seconds:.1f} s ({where})"
+
+
+def _scratch(execution: Execution) -> str:
+    if execution.forked:
+        return "scratch kernel with the live variables, nothing kept"
+    if execution.status == "error" and execution.execution_count is None:
+        return "read, not run: its syntax is wrong"
+    return "empty scratch kernel, nothing kept"
 
 
 def _execution(execution: Execution, chars: int) -> list[str]:

@@ -201,6 +201,19 @@ class Observation(Record):
     seconds_left: float
 
 
+class Bookmark(Record):
+    """A checkpoint that a step made, or went back to."""
+
+    how: Literal["made", "restored"]
+    id: str
+    """Unique in the episode; the kernel may call it otherwise."""
+    label: str = ""
+    missing: tuple[str, ...] = ()
+    """What was not kept, or did not come back, a line each."""
+    life: int
+    """Of the live kernel after it."""
+
+
 class Step(Record):
     """One turn of the game, whole."""
 
@@ -211,6 +224,7 @@ class Step(Record):
     """The agent's raw message."""
     execution: Execution | None = None
     grade: Grade | None = None
+    bookmark: Bookmark | None = None
     reward: float
     observation: Observation
     started_at: str
@@ -283,6 +297,26 @@ class Resumed(Record):
     started_at: str
 
 
+class Branched(Record):
+    """Here a sibling of the parent episode begins; what comes before is the parent's journal, byte for byte."""
+
+    type: Literal["branched"] = "branched"
+    episode: str
+    """Of the branch."""
+    parent_episode: str
+    parent_events: int
+    """How many come before; the last of them is the parent event."""
+    parent_head_sha256: str
+    """Of the parent's journal at that event."""
+    index: int
+    """Among the branches made there, from 0."""
+    seed: int | None
+    """Of the random generators from here on; None: they go on as in the parent."""
+    workspace_path: str
+    """As the agent's code sees it from here on."""
+    started_at: str
+
+
 class Closed(Record):
     """Last event."""
 
@@ -294,7 +328,7 @@ class Closed(Record):
     seconds: float
 
 
-Event = Annotated[Opened | Acted | Stepped | Interrupted | Resumed | Closed, Field(discriminator="type")]
+Event = Annotated[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed, Field(discriminator="type")]
 
 
 class State(Record):
@@ -313,6 +347,10 @@ class State(Record):
     """Of the last submission that was looked at, graded or refused."""
     pending: int | None = None
     """Index of an intent without a result."""
+    checkpoints: tuple[str, ...] = ()
+    """Ids that can be gone back to, oldest first: those of this kernel and no other."""
+    bookmarks: int = 0
+    """Checkpoints ever made."""
     final: Grade | None = None
 
     def better_than_best(self, grade: Grade) -> bool:
@@ -323,7 +361,7 @@ class State(Record):
             return True
         return grade.score > self.best.score if self.better == "higher" else grade.score < self.best.score
 
-    def after(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Closed) -> State:
+    def after(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed) -> State:
         """The state once `event` has happened."""
         if isinstance(event, Opened):
             return State(open=True, better=event.better)
@@ -331,8 +369,8 @@ class State(Record):
             return self.model_copy(update={"pending": event.index})
         if isinstance(event, Interrupted):
             return self.model_copy(update={"pending": None, "steps": event.index + 1})
-        if isinstance(event, Resumed):
-            return self
+        if isinstance(event, Resumed | Branched):
+            return self.model_copy(update={"checkpoints": ()})
         if isinstance(event, Closed):
             return self.model_copy(update={"open": False, "pending": None, "final": event.final})
         return self._after_step(event.step)
@@ -350,6 +388,8 @@ class State(Record):
                 change["submissions"] = self.submissions + 1
             if self.better_than_best(step.grade):
                 change["best"] = step.grade
+        if step.bookmark is not None and step.bookmark.how == "made":
+            change |= {"checkpoints": (*self.checkpoints, step.bookmark.id), "bookmarks": self.bookmarks + 1}
         return self.model_copy(update=change)
 
 

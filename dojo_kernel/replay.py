@@ -1,9 +1,9 @@
 """A run played again in a fresh box, cell by cell, and compared with what its journal or notebook says.
 
-What ran is repeated with the same restarts at the same places and, where a submission was graded, it is graded again. A
-cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars and the lines of tracebacks; `close`: equal
-but for the last digits of numbers; `not_replayable`: it ran into its limit or ended its kernel, and did so again; `skipped`;
-or it `differs`.
+What ran is repeated with the same restarts, checkpoints, rewinds and branch points at the same places and, where a submission
+was graded, it is graded again. A cell is `exact`; `sanitised`: equal but for addresses, times, paths, progress bars and the
+lines of tracebacks; `close`: equal but for the last digits of numbers; `not_replayable`: it ran into its limit or ended its
+kernel, and did so again; `skipped`; or it `differs`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pydantic import computed_field
 
 from dojo_kernel.competition.grade import Grader
 from dojo_kernel.competition.spec import Competition, find
-from dojo_kernel.errors import JournalError, SubmissionError
+from dojo_kernel.errors import ForkRefusedError, JournalError, SubmissionError
 from dojo_kernel.journal.log import FILE, read_journal
 from dojo_kernel.journal.notebook import events_from_notebook, plain, relocate, shown
 from dojo_kernel.records import (
+    Bookmark,
+    Branched,
     Closed,
     Display,
     Error,
@@ -142,7 +144,7 @@ async def replay(
     competition.require_prepared()
     if competition.manifest_sha256() != opened.competition_sha256:
         findings.append(f"the data of {opened.competition} is not what the run was played on: the manifests differ")
-    settings = _kernel_settings(opened, box)
+    settings = _kernel_settings(opened, box, branches=sum(isinstance(one, Branched) for one in events))
     start = open_kernel or _real_open_kernel()
 
     async def new_kernel() -> Kernel:
@@ -214,11 +216,13 @@ def _score_text(then: float | None, now: float | None, equal: bool | None) -> st
     return f"{'-' if then is None else then} -> {'-' if now is None else now}"
 
 
-def _kernel_settings(opened: Opened, box: str | None) -> KernelSettings:
+def _kernel_settings(opened: Opened, box: str | None, *, branches: int) -> KernelSettings:
+    """Those of then; where a branch began one more checkpoint is kept, from which the replay goes on in its stead."""
     recorded = opened.settings.get("kernel")
     settings = KernelSettings.model_validate(recorded) if isinstance(recorded, dict) else KernelSettings()
     kind = box or (opened.box if opened.box in {"docker", "sandbox"} else "auto")
-    return KernelSettings.model_validate({**settings.model_dump(), "box": kind if kind in get_args(BoxKind) else "auto"})
+    change = {"box": kind if kind in get_args(BoxKind) else "auto", "max_checkpoints": settings.max_checkpoints + branches}
+    return KernelSettings.model_validate({**settings.model_dump(), **change})
 
 
 # --- playing ---------------------------------------------------------------------------------------------------------
@@ -228,6 +232,7 @@ class _Player:
     def __init__(self, opened: Opened, kernel: Kernel, new_kernel: Callable[[], Awaitable[Kernel]], *, validates: bool) -> None:
         recorded = opened.settings.get("episode")
         self.opened = opened
+        self.episode = opened.episode
         self.kernel = kernel
         self.new_kernel = new_kernel
         self.validates = validates
@@ -240,6 +245,8 @@ class _Player:
         """Paths of then and now -> what stands for them when texts are compared."""
         self._life = self._now_life = 0
         """The recorded life that the live kernel of now stands for, and its own."""
+        self._kept: dict[str, str] = {}
+        """Checkpoint of then -> checkpoint of now."""
         self._sit_down(opened)
         self._submissions: dict[str, bytes] = {}
         """By the sha256 that was recorded."""
@@ -251,9 +258,13 @@ class _Player:
             ("<data>", then.data_path, self.kernel.data_path),
             ("<workspace>", then.workspace_path, self.kernel.workspace_path),
         ):
-            self._moves[old] = new
-            self._marks |= {old: mark, new: mark}
+            self._moved(mark, old, new)
         self._life, self._now_life = 0, self.kernel.life
+        self._kept = {}
+
+    def _moved(self, mark: str, old: str, new: str) -> None:
+        self._moves[old] = new
+        self._marks |= {old: mark, new: mark}
 
     async def play(self, event: object, grader: Grader) -> None:
         if isinstance(event, Interrupted):
@@ -263,6 +274,8 @@ class _Player:
             await self.kernel.close()
             self.kernel = await self.new_kernel()
             self._sit_down(event)
+        elif isinstance(event, Branched):
+            await self._branch(event)
         elif isinstance(event, Stepped):
             await self._step(event.step, grader)
         elif isinstance(event, Closed) and event.final is not None:
@@ -275,6 +288,36 @@ class _Player:
             await self._restart(self._life + 1)
         elif step.execution is not None:
             await self._cell(step, step.execution, grader)
+        elif step.bookmark is not None:
+            await self._turn(step, step.bookmark)
+
+    async def _turn(self, step: Step, then: Bookmark) -> None:
+        """A checkpoint is made again, a rewind is done again; what came out otherwise is a finding."""
+        about = f"step {step.index + 1}: checkpoint {plain(then.id)}"
+        try:
+            if then.how == "made":
+                self._kept[then.id] = (await self.kernel.checkpoint(then.label)).id
+            elif then.id not in self._kept:
+                self.findings.append(f"{about} is not there to go back to; what follows may differ")
+            else:
+                missing = await self.kernel.restore(self._kept[then.id])
+                self._life, self._now_life = then.life, self.kernel.life
+                if {_name(line) for line in missing} != {_name(line) for line in then.missing}:
+                    self.findings.append(f"{about} lacks {_listed(missing)} now and lacked {_listed(then.missing)} then")
+        except ForkRefusedError as refused:
+            self.findings.append(f"{about}: {refused}; what follows may differ")
+
+    async def _branch(self, event: Branched) -> None:
+        """Become the branch: a checkpoint here and a restore of it are the fork that the branch began with."""
+        self.episode = event.episode
+        self._moved("<workspace>", event.workspace_path, self.kernel.workspace_path)
+        try:
+            made = await self.kernel.checkpoint("branch")
+            await self.kernel.restore(made.id, seed=event.seed)
+        except ForkRefusedError as refused:
+            self.findings.append(f"the branch goes on in the kernel of its parent: {refused}; random numbers will differ")
+        self._life, self._now_life = 0, self.kernel.life
+        self._kept = {}
 
     async def _restart(self, life: int) -> None:
         await self.kernel.restart()
@@ -290,7 +333,7 @@ class _Player:
             if not self.validates:
                 self.cells.append(ReplayedCell(**about, verdict="skipped", detail="scratch"))
                 return
-            now = await self.kernel.validate(code, limit)
+            now = await self.kernel.validate(code, limit, state="live" if then.forked else "fresh")
         else:
             if then.life != self._life:
                 if self.kernel.life == self._now_life:  # the kernel died then, at a place where this one did not
@@ -327,7 +370,7 @@ class _Player:
     def report(self) -> ReplayReport:
         then, now = self._final or (None, None)
         return ReplayReport(
-            episode=self.opened.episode,
+            episode=self.episode,
             competition=self.opened.competition,
             box_then=self.opened.box,
             box_now=self.kernel.box,
@@ -337,6 +380,15 @@ class _Player:
             final_equal=None if then is None else _scores_equal(then.score, now.score if now else None),
             findings=tuple(self.findings),
         )
+
+
+def _name(line: str) -> str:
+    """What a line of something missing is about: process numbers and reasons are of the day."""
+    return re.sub(r"\d+", "", line.partition(":")[0])
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return ", ".join(plain(line) for line in lines) or "nothing"
 
 
 def _scores_equal(then: float | None, now: float | None) -> bool:

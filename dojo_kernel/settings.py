@@ -47,6 +47,8 @@ class EpisodeSettings(Record):
     """Longest run of one cell; never more than what is left of `max_seconds`."""
     max_submissions: int = Field(default=50, ge=1)
     """Graded in an episode; later ones cost a step and are not graded."""
+    checkpoints: bool = False
+    """Offer the actions checkpoint and restore."""
     max_submission_mb: float = Field(default=200.0, gt=0)
     reward: str = "human_rank"
     """human_rank, improvement, score, medal, or `package.module:name`."""

@@ -210,6 +210,40 @@ def test_a_changed_notebook_diverges_and_a_changed_journal_is_refused(home: Path
     assert "--resume" in err.splitlines()[-1]
 
 
+BRANCHING = """
+import asyncio, sys
+from pathlib import Path
+from dojo_kernel import EpisodeSettings, KernelSettings, open_episode
+async def main():
+    async with open_episode(
+        "wine", kernel=KernelSettings(box="process"), settings=EpisodeSettings(checkpoints=True), folder=Path(sys.argv[1])
+    ) as episode:
+        await episode.step({"name": "execute_code", "code": "import random; x = 1"})
+        await episode.step({"name": "checkpoint"})
+        await episode.step({"name": "execute_code", "code": "x = 2"})
+        await episode.step({"name": "restore", "id": "c1"})
+        async with episode.branch(2) as branches:
+            for one in branches:
+                await one.step({"name": "execute_code", "code": "print(x, random.random())"})
+asyncio.run(main())
+"""
+
+
+def test_a_replay_of_a_run_plays_its_branches_too_when_told(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run([sys.executable, "-c", BRANCHING, "run"], check=True, timeout=100)
+    status, out, err = call(capfd, "replay", "run", "--box", "process")
+    assert (status, out.count("the same\n")) == (0, 1)
+    assert err == "branches not played: 2; add --branches\n"
+    status, out, err = call(capfd, "replay", "run", "--box", "process", "--branches", "--json")
+    assert (status, err) == (0, "")
+    reports = json.loads(out)
+    assert [len(one["cells"]) for one in reports] == [2, 3, 3]
+    assert [cell["verdict"] for one in reports for cell in one["cells"]] == ["exact"] * 8
+    status, out, _ = call(capfd, "notebook", "run/branches/1")
+    assert status == 0
+    assert "seeded with" in (home / "run" / "branches" / "1" / "notebook.ipynb").read_text()
+
+
 def test_progress_is_shown_step_by_step(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "seen")
     assert status == 0

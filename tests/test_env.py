@@ -261,6 +261,50 @@ async def test_an_environment_may_be_used_where_a_loop_is_running_already():
     env.close()
 
 
+@pytest.mark.parametrize("box", ["memory", "process"])
+def test_an_environment_branches_into_environments(box, tmp_path):
+    before = threading.active_count()
+    start = {"start_kernel": open_memory_kernel} if box == "memory" else {"kernel": PROCESS}
+    env = DojoEnv("wine", folder=tmp_path, settings={"max_steps": 9}, render_mode="ansi", **start)
+    env.reset(seed=3)
+    env.step(cell("x = 1"))
+    left, right = env.branch(2, seeds=[1, 2])
+    for number, one in enumerate((left, right, env)):
+        assert one.action_space == env.action_space
+        observation, *_ = one.step(cell(f"x += {number}; print('x is', x)"))
+        assert f"x is {1 + number}\n" in observation["text"]
+        assert env.observation_space.contains(observation)
+    assert one.step(cell("1"))[0]["steps_left"] == 6
+    assert "x is 3" in right.branch(1)[0].step(cell("x += 1; print('x is', x)"))[0]["text"]
+    env.close()
+    assert "x is 2" in right.step(cell("print('x is', x)"))[0]["text"], "it outlives its parent"
+    left.close()
+    left.close()
+    observation, _ = right.reset()
+    assert observation["steps_left"] == 9
+    assert "NameError" in right.step(cell("x"))[0]["text"], "a reset is a fresh episode"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episode-0000", "episode-0001"]
+    right.close()
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() == before
+    with pytest.raises(gym.error.ClosedEnvironmentError):
+        left.branch(1)
+
+
+def test_the_action_space_holds_checkpoints_where_the_settings_do():
+    assert not in_memory().action_space.contains({"name": "checkpoint"})
+    env = in_memory(settings={"checkpoints": True})
+    assert env.action_space.contains({"name": "checkpoint"})
+    assert "restore" in {one["name"] for one in env.action_space.schemas}
+    assert env.action_space != in_memory().action_space
+    env.reset()
+    assert env.step({"name": "checkpoint", "label": "here"})[0]["ok"] == 1
+    env.close()
+
+
 def test_settings_are_given_as_words_and_a_wrong_one_is_named():
     with pytest.raises(ConfigError, match="EpisodeSettings: max_steps"):
         in_memory(settings={"max_steps": 0})
@@ -359,7 +403,7 @@ def test_several_seats_take_their_boxes_from_one_pool():
 def test_a_forgotten_environment_takes_its_pool_with_it():
     env = DojoEnv("wine", kernel={**PROCESS, "preload": ("json",)}, pool=1)
     env.reset()
-    pool = env._finalizer.peek()[2][2]
+    pool = env._loop._pool
     wait_for(pool, 1)
     places = [env.episode.kernel._box.run_dir, *(one._box.run_dir for shelf in pool._shelves.values() for one in shelf.ready)]
     assert all(place.exists() for place in places)

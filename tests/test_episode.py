@@ -8,7 +8,7 @@ import re
 import pytest
 from pydantic import Field
 
-from dojo_kernel.actions import ACTIONS, Action, ExecuteCode, GetHistory, RequestInfo, Reset, ValidateCode
+from dojo_kernel.actions import ACTIONS, Action, ExecuteCode, GetHistory, RequestInfo, Reset, ValidateCode, offered
 from dojo_kernel.competition.spec import find
 from dojo_kernel.episode import HANDLERS, INFO, REWARDS, Outcome, open_episode
 from dojo_kernel.errors import BoxLostError, ConfigError, EpisodeOverError, NotPreparedError, PluginError
@@ -106,7 +106,7 @@ async def test_the_first_observation_says_what_an_agent_must_know(competition):
         "relative to the working directory",
         "7 steps",
         "hidden rows",
-        *ACTIONS,
+        *offered(),
     ):
         assert part in text
 
@@ -170,6 +170,26 @@ async def test_a_trial_leaves_variables_files_and_the_score_as_they_were(competi
         assert "1 False" in seen.observation.text
 
 
+async def test_a_trial_begins_with_the_live_variables_or_empty_and_says_which(competition):
+    async with play(competition) as episode:
+        await episode.step(ExecuteCode(code="x = [1]"))
+        code = "x.append(2); (WORKSPACE / 'new.txt').write_text('abc'); print(x)"
+        live = await episode.step(ValidateCode(code=code))
+        assert live.execution.forked
+        assert "scratch kernel with the live variables, nothing kept" in live.observation.text
+        assert "[1, 2]\n" in live.observation.text
+        assert "would have written: new.txt (3 bytes)" in live.observation.text
+        fresh = await episode.step(ValidateCode(code="x", state="fresh"))
+        assert not fresh.execution.forked
+        assert "(empty scratch kernel, nothing kept)" in fresh.observation.text
+        assert "NameError" in fresh.observation.text
+        assert "(read, not run: its syntax is wrong)" in (await episode.step(ValidateCode(code="("))).observation.text
+        await episode.step(ExecuteCode(code="numbers = (i for i in [1])"))
+        refused = await episode.step(ValidateCode(code="print('ran')"))
+        assert (refused.execution.forked, refused.observation.ok) == (False, True)
+        assert "Tried in an empty kernel: numbers, a generator, cannot be copied" in refused.observation.text
+
+
 async def test_a_failing_cell_is_an_observation_and_the_episode_goes_on(competition):
     async with play(competition) as episode:
         step = await episode.step(ExecuteCode(code="1 / 0"))
@@ -201,7 +221,7 @@ async def test_a_bad_action_is_an_observation_that_costs_a_step(competition, giv
 async def test_an_unknown_action_is_told_the_known_ones(competition):
     async with play(competition) as episode:
         text = (await episode.step({"name": "fly"})).observation.text
-    assert all(name in text for name in ACTIONS)
+    assert all(name in text for name in offered())
 
 
 async def test_the_wire_form_of_an_action_is_as_good_as_the_action(competition):
@@ -598,7 +618,8 @@ def test_the_first_line_says_how_the_cell_ended(status, words):
 
 
 def test_a_trial_says_that_nothing_is_kept():
-    assert "(scratch kernel, nothing kept)" in told(ran(where="scratch"), action=ValidateCode(code=""))
+    for forked in (False, True):
+        assert "nothing kept)" in told(ran(where="scratch", forked=forked), action=ValidateCode(code=""))
 
 
 def test_the_last_line_says_what_is_left():

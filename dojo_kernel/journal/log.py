@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from pydantic import TypeAdapter, ValidationError
 
 from dojo_kernel.errors import AgentFault, ConfigError, JournalError
-from dojo_kernel.records import Acted, Closed, Event, Interrupted, Opened, Resumed, Stepped
+from dojo_kernel.records import Acted, Branched, Closed, Event, Interrupted, Opened, Resumed, Stepped
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,7 +33,8 @@ _START: Final = "0" * 64
 _LINE: Final = re.compile(
     rb'\{"format":(\d{1,9}),"seq":(\d{1,15}),"prev":"([0-9a-f]{64})","sha256":"([0-9a-f]{64})","event":(\{.*\})\}'
 )
-_EVENTS: Final[TypeAdapter[Opened | Acted | Stepped | Interrupted | Resumed | Closed]] = TypeAdapter(Event)
+_EVENTS: Final[TypeAdapter[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed]] = TypeAdapter(Event)
+_KEPT: Final = re.compile(r"[0-9a-f]{64}")
 _SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The disk is full, for now; every other failure of a write or a sync makes the file untrustworthy for good."""
 
@@ -42,7 +44,7 @@ class Journal:
 
     def __init__(self, folder: Path, lock: int, file: int, read: Reading) -> None:
         self.folder = folder
-        self.events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = read.events
+        self.events: list[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed] = read.events
         """All events, oldest first, those of earlier hosts included."""
         self.head = read.head
         """The last line's sha256: publish it and nobody can shorten the journal unseen."""
@@ -94,7 +96,7 @@ class Journal:
             raise JournalError(f"cannot go on with the journal in {folder}: {error}") from error
         return cls(folder, lock, file, read)
 
-    def append(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Closed) -> None:
+    def append(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed) -> None:
         """Write one event; it is on the disk when this returns, an `Acted` with the event after it.
 
         A crash of this process loses nothing that was written. Only power loss can lose an `Acted`, and that ends the
@@ -131,6 +133,52 @@ class Journal:
         except OSError as error:
             self._broken = f"a failed write could not be taken back ({error.strerror}); resume the run to mend it"
 
+    def branch(self, folder: Path, event: Branched) -> Journal:
+        """A new journal in `folder`: this one byte for byte, then `event`, in one write and one sync; kept files come along.
+
+        Raises:
+            JournalError: the folder has something in it, or it could not be written; nothing is left of it.
+        """
+        if self._broken is not None:
+            raise JournalError(f"{self.folder / FILE}: {self._broken}")
+        if folder.exists() and any(folder.iterdir()):
+            raise JournalError(f"cannot make a branch in {folder}: it is not empty")
+        made = Journal.create(folder)
+        try:
+            self._lend_files(folder)
+            line, head = _line(len(self.events), self.head, event)
+            data = (self.folder / FILE).read_bytes()[: self._size] + line
+            made._begin(data, Reading([*self.events, event], head, len(data), 0))  # noqa: SLF001 - the same class
+        except BaseException as error:
+            made.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise JournalError(f"cannot make a branch in {folder}: {error.strerror}") from error
+            raise
+        return made
+
+    def _begin(self, data: bytes, read: Reading) -> None:
+        _write_all(self._file, data)
+        os.fsync(self._file)
+        self.events, self.head, self._size = read.events, read.head, read.size
+
+    def _lend_files(self, folder: Path) -> None:
+        """What was stored so far, without a second copy where the file system can do that."""
+        kept = self.folder / "files"
+        if not kept.is_dir():
+            return
+        (folder / "files").mkdir()
+        for file in kept.iterdir():
+            if not _KEPT.fullmatch(file.name):  # the half of a write
+                continue
+            try:
+                os.link(file, folder / "files" / file.name)
+            except OSError as error:
+                if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}:
+                    raise
+                write_atomically(folder / "files" / file.name, file.read_bytes())
+        _sync_folder(folder / "files")
+
     def store(self, data: bytes) -> str:
         """Keep bytes as `files/<sha256>`, whole or not at all; returns the sha256. Raises JournalError."""
         if self._broken is not None:
@@ -163,7 +211,7 @@ class Journal:
 class Reading(NamedTuple):
     """What a journal's bytes hold."""
 
-    events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]
+    events: list[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed]
     head: str
     size: int
     """Bytes that verify."""
@@ -171,7 +219,7 @@ class Reading(NamedTuple):
     """Bytes after them: a write that was never acknowledged."""
 
 
-def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Resumed | Closed]:
+def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed]:
     """The events of a journal, oldest first, from its folder or its file; a torn tail is left out. Raises JournalError."""
     file = path / FILE if path.is_dir() else path
     try:
@@ -184,7 +232,7 @@ def read_journal(path: Path) -> list[Opened | Acted | Stepped | Interrupted | Re
 def verify(data: bytes, name: str) -> Reading:
     """Check every line against its checksum and the line before. Raises JournalError at the first that does not fit."""
     size = data.rfind(b"\n") + 1
-    events: list[Opened | Acted | Stepped | Interrupted | Resumed | Closed] = []
+    events: list[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed] = []
     head = _START
     for number, line in enumerate(data[:size].split(b"\n")[:-1]):
         found = _LINE.fullmatch(line)
@@ -233,7 +281,7 @@ def whole_text(value: Any) -> Any:
     return value
 
 
-def _line(seq: int, prev: str, event: Opened | Acted | Stepped | Interrupted | Resumed | Closed) -> tuple[bytes, str]:
+def _line(seq: int, prev: str, event: Opened | Acted | Stepped | Interrupted | Resumed | Branched | Closed) -> tuple[bytes, str]:
     body = json.dumps(event.model_dump(), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     if "\\ud" in body:  # perhaps half a character, which no reader of JSON would take
         body = json.dumps(whole_text(json.loads(body)), ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -1,7 +1,8 @@
 """Events -> a notebook that any Jupyter opens, that plain nbconvert runs, and that cannot hurt the one who reads it.
 
 Code cells hold only what the live kernel ran (and, tagged `skip-execution`, what a scratch kernel or a killed cell ran), so
-that "Run all" means something. Whatever came out of the box is hostile: of its outputs only text and checked images
+that "Run all" means something: it follows the way from the root to the last cell, and leaves out (`dojo-rewound`) what a
+restore has undone. Whatever came out of the box is hostile: of its outputs only text and checked images
 stay, and its words enter Markdown inside a code fence. The box's paths in the source become relative ones; the source as it
 ran is in `metadata.dojo.source`. A notebook is made anew from the events each time, never edited.
 """
@@ -27,6 +28,8 @@ from dojo_kernel.errors import AgentFault, ConfigError, JournalError
 from dojo_kernel.journal.log import whole_text, write_atomically
 from dojo_kernel.records import (
     Acted,
+    Bookmark,
+    Branched,
     Closed,
     Display,
     Error,
@@ -80,6 +83,22 @@ if not os.path.isdir("data"):
         raise FileNotFoundError("put the competition's public files into data/ beside this notebook")
     os.symlink(os.environ["DOJO_DATA_DIR"], "data")
 """
+RESEED = """\
+# The branch drew its own random numbers from here on.
+def _reseed(seed):
+    import random
+    import sys
+
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+_reseed({seed})
+del _reseed
+"""
 
 
 def write_notebook(events: Sequence[Event], path: Path) -> None:
@@ -103,6 +122,9 @@ def to_notebook(events: Sequence[Event]) -> nbformat.NotebookNode:
             page.add_interrupted(event.index)
         elif isinstance(event, Resumed):
             page.add_resumed(event)
+        elif isinstance(event, Branched):
+            page.add_branched(event)
+    page.leave_out()
     page.cells.append(_V4.new_markdown_cell(_box(opened), id="dojo-box"))
     notebook: nbformat.NotebookNode = _V4.new_notebook(
         cells=page.cells,
@@ -143,6 +165,15 @@ def events_from_notebook(path: Path) -> list[Event]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
+class _Place(NamedTuple):
+    """Where a checkpoint was made."""
+
+    path: tuple[str, ...]
+    life: int
+    fresh: bool
+    gap: str
+
+
 class _Page:
     """The cells so far, and what "Run all" would know at this point."""
 
@@ -155,6 +186,12 @@ class _Page:
         """No live cell has run since the kernel started."""
         self._gap = ""
         """The cell that is left out of "Run all" although it changed something."""
+        self._path: list[str] = []
+        """Live cells from the root to here, those left out by their tags included."""
+        self._off: set[str] = set()
+        """Live cells that a restore has undone."""
+        self._bookmarks: dict[str, _Place] = {}
+        self._branches = 0
 
     def add_step(self, step: Step) -> None:
         run = step.execution
@@ -165,6 +202,7 @@ class _Page:
             if run.life != self._life and not self._fresh:
                 self._add_restart(step.cell_id, "The kernel had died or was killed: it starts here with empty memory.")
             self._life, self._fresh = run.life, False
+            self._path.append(step.cell_id)
         self._add_code(step, run)
         if step.grade is not None:
             reward = f"Reward {step.reward:.4g}."
@@ -181,6 +219,50 @@ class _Page:
         self.cells.append(_V4.new_markdown_cell("\n\n".join(parts), id=step.cell_id, metadata=about))
         if name == "reset":
             self._add_restart(step.cell_id, "The agent restarted the kernel: it goes on with empty memory.")
+        if step.bookmark is not None:
+            self._turn(step.cell_id, step.bookmark)
+
+    def _turn(self, name: str, mark: Bookmark) -> None:
+        """At a checkpoint remember this place; at a restore go on from the one remembered."""
+        if mark.how == "made":
+            self._bookmarks[mark.id] = _Place(tuple(self._path), self._life, self._fresh, self._gap)
+            return
+        place = self._bookmarks[mark.id]
+        self._off |= set(self._path)
+        self._path = list(place.path)
+        self._off -= set(self._path)
+        self._life, self._fresh, self._gap = mark.life, place.fresh, place.gap
+        text = (
+            f"---\n**Rewind** to checkpoint {entities(mark.id)}. The cells that ran since then, or on another way from it, are "
+            "tagged `dojo-rewound`: they ran, but what they did is undone, and a plain run leaves them out."
+        )
+        self.cells.append(_V4.new_markdown_cell(text, id=f"{name}-rewind"))
+
+    def leave_out(self) -> None:
+        """Tag what restores have undone."""
+        for cell in self.cells:
+            if cell.id in self._off and cell.cell_type == "code":
+                tags = [*cell.metadata.get("tags", []), "skip-execution", "dojo-rewound"]
+                cell.metadata["tags"] = list(dict.fromkeys(tags))
+
+    def add_branched(self, event: Branched) -> None:
+        """What comes before is the parent's way; the kernel of the branch counts its lives anew."""
+        self._branches += 1
+        self._places |= {event.workspace_path: "."}
+        self._life = 0
+        self._bookmarks.clear()
+        randomness = "go on as in the parent" if event.seed is None else f"were seeded with {event.seed}"
+        text = (
+            f"---\n**Branch {event.index}** of {entities(event.parent_episode)}, which it left after its event "
+            f"{event.parent_events}; its random generators {randomness}. What is above ran in the parent."
+        )
+        about = {"branched": _safe(event.model_dump(mode="python"))}
+        name = f"branched-{self._branches}"
+        self.cells.append(_V4.new_markdown_cell(text, id=name, metadata={"dojo": about}))
+        if event.seed is not None:
+            code = RESEED.replace("{seed}", str(event.seed))
+            self.cells.append(_V4.new_code_cell(code, id=f"{name}-seed", metadata={"tags": ["dojo-branch"]}))
+            self._path.append(f"{name}-seed")
 
     def add_interrupted(self, index: int) -> None:
         name = f"s{index:04d}"
@@ -192,6 +274,7 @@ class _Page:
         self._resumed += 1
         self._places |= {event.data_path: "data", event.workspace_path: "."}
         self._life = 0
+        self._bookmarks.clear()
         name = f"resumed-{self._resumed}"
         text = f"---\nThe episode was resumed, {_moment(event.started_at)}: the box was new, its workspace empty."
         about = {"resumed": _safe(event.model_dump(mode="python"))}
@@ -204,6 +287,7 @@ class _Page:
         self.cells.append(_V4.new_markdown_cell(f"---\n**Restart.** {why}", id=f"{name}-restart"))
         cell = _V4.new_code_cell("%reset -f", id=f"{name}-empty", metadata={"tags": ["dojo-restart"]})
         self.cells.append(cell)
+        self._path.append(cell.id)
         self._fresh = True
 
     def _add_code(self, step: Step, run: Execution) -> None:
@@ -276,12 +360,14 @@ def _about(step: Step) -> dict[str, Any]:
     }
 
 
-def _events_of(cell: nbformat.NotebookNode) -> Iterable[Acted | Stepped | Interrupted | Resumed]:
+def _events_of(cell: nbformat.NotebookNode) -> Iterable[Acted | Stepped | Interrupted | Resumed | Branched]:
     about = cell.metadata.get("dojo", {})
     if "interrupted" in about:
         return [Interrupted(index=about["interrupted"])]
     if "resumed" in about:
         return [Resumed.model_validate(_plain(about["resumed"]))]
+    if "branched" in about:
+        return [Branched.model_validate(_plain(about["branched"]))]
     if "record" not in about:
         return []
     record = _plain(about["record"])
@@ -335,7 +421,8 @@ def _header(events: Sequence[Event], opened: Opened, closed: Closed | None) -> s
         *_scores(steps),
         (
             "To run this notebook, put the competition's public files into `data/` beside it. "
-            "Cells tagged `skip-execution` were tried in a scratch kernel or ended by the box; leave them out."
+            "Cells tagged `skip-execution` were tried in a scratch kernel, ended by the box, or undone by a restore; "
+            "leave them out."
         ),
     ]
     return "\n".join(lines)

@@ -532,18 +532,21 @@ class BoxProvisioner(KernelProvisionerBase):
         sockets = f"{self.sockets_path}/{generation}"
         return Room(f"{home}/workspace", home, source, 512, link=True, writable=(home, sockets), oom_score=1000)
 
-    def branch_room(self, source: str, generation: int) -> Room:
-        """For a sibling that lives on: a copy of `source`, and no other place to write."""
-        home = f"{self.forks_path}/{generation}"
+    def branch_room(self, source: str, root: str, generation: int) -> Room:
+        """For a sibling that lives on: a copy of `source`, and no other place to write; inside the branch that it leaves."""
+        home = f"{root}/{generation}"
         return Room(f"{home}/workspace", home, source, self._disk_mb, writable=(home, self.sockets_path))
 
     def snapshot_room(self, source: str, root: str, generation: int) -> Room:
         """For a checkpoint: files as they are now; it only waits, and is an early victim when memory runs out."""
         return Room(f"{root}/checkpoint-{generation}", "", source, self._disk_mb, oom_score=900)
 
-    def restored_room(self, snapshot: Room, target: str, branch: Room | None) -> Room:
-        """For what a checkpoint becomes: its files in the place of those in `target`; in a branch, behind the branch's walls."""
-        home, writable = (branch.home, branch.writable) if branch is not None else ("", None)
+    def restored_room(self, snapshot: Room, target: str, branch: Room | None, *, forked: bool) -> Room:
+        """For what a checkpoint becomes: its files in the place of those in `target`; in a branch, behind the branch's walls.
+
+        A forked checkpoint of a branch stands behind them already, and they may be put up 16 times only.
+        """
+        home, writable = (branch.home, None if forked else branch.writable) if branch is not None else ("", None)
         return Room(target, home, snapshot.workspace, self._disk_mb, writable=writable)
 
     @property

@@ -81,6 +81,9 @@ class Kernel(Protocol):
     async def restore(self, snapshot: str, *, seed: int | None = None) -> tuple[str, ...]:
         """Go back to a checkpoint; what is missing, a line each. Raises KeyError, BoxLostError, KernelStartError."""
 
+    async def evict_checkpoints(self) -> tuple[str, ...]:
+        """While memory is short, turn the oldest checkpoints into files of their variables; returns which."""
+
     async def branch(self, count: int, *, seeds: Sequence[int | None] | None = None) -> Sequence[Kernel]:
         """Siblings with the same variables and files. Raises ForkRefusedError, BoxLostError, KernelStartError."""
 
@@ -102,6 +105,8 @@ class Snapshot(NamedTuple):
     lost: tuple[str, ...]
     """What it does not hold, a line each: threads, child processes, asyncio tasks."""
     seconds: float
+    evicted: tuple[str, ...] = ()
+    """Older ones that became files of their variables, as there were too many."""
 
 
 class _Checkpoint:
@@ -119,6 +124,10 @@ class _Share:
 
     def __init__(self) -> None:
         self.sessions = 1
+        self.homes: set[str] = set()
+        """Folders of the branches that are open."""
+        self.left: set[str] = set()
+        """Folders of closed branches in which a branch of theirs still lives."""
         self.names = 0
         self.still = asyncio.Lock()
         """Held while everything stands still for a submission to be read."""
@@ -490,9 +499,10 @@ class KernelSession:
             assert child.process.room is not None
             self._checkpoints[made.id] = _Checkpoint(made, child.process.room, child)
             waiting = [one for one in self._checkpoints.values() if one.executor is not None]
-            for oldest in waiting[: -self._settings.max_checkpoints]:
+            too_many = waiting[: -self._settings.max_checkpoints]
+            for oldest in too_many:
                 await self._evict(oldest)
-            return made
+            return made._replace(evicted=tuple(one.snapshot.id for one in too_many))
 
     async def _evict(self, checkpoint: _Checkpoint) -> None:
         """Replace the process by a file of its variables, written inside the box."""
@@ -507,18 +517,19 @@ class KernelSession:
         executor.close()
         await self._end(executor.process)
 
-    async def evict_checkpoints(self, below: float = MEMORY_WARNING) -> int:
-        """While more of the memory than that is in use, turn the oldest checkpoints into files; returns how many."""
-        count = 0
+    async def evict_checkpoints(self, below: float = MEMORY_WARNING) -> tuple[str, ...]:
+        """While more of the memory than that is in use, turn the oldest checkpoints into files; returns which."""
+        evicted = []
         limit = self._settings.limits.memory_gb * 2**30
-        for checkpoint in list(self._checkpoints.values()):
-            used = await self._box.memory_used()
-            if used is None or used <= below * limit:
-                break
-            if checkpoint.executor is not None:
-                await self._evict(checkpoint)
-                count += 1
-        return count
+        async with self._lock:
+            for name, checkpoint in self._checkpoints.items():
+                used = await self._box.memory_used()
+                if used is None or used <= below * limit:
+                    break
+                if checkpoint.executor is not None:
+                    await self._evict(checkpoint)
+                    evicted.append(name)
+        return tuple(evicted)
 
     async def restore(self, snapshot: str, *, seed: int | None = None) -> tuple[str, ...]:
         """Go back to a checkpoint, which stays; what is missing, a line each.
@@ -535,7 +546,8 @@ class KernelSession:
             target = self.workspace_path
 
             def room(_: int) -> Room:
-                return self._box.restored_room(checkpoint.room, target, self._room)
+                forked = checkpoint.executor is not None
+                return self._box.restored_room(checkpoint.room, target, self._room, forked=forked)
 
             waiting = checkpoint.executor
             if waiting is not None and waiting.process.exited.done():  # out of memory, or the agent's own doing
@@ -573,12 +585,15 @@ class KernelSession:
         async with self._lock:
             live = await self._ready()
             made: list[KernelSession] = []
+            root = self._room.home if self._room is not None else self._box.forks_path
             try:
                 for seed in seeds if seeds is not None else [None] * count:
-                    child = await self._fork(live, "live", lambda n: self._box.branch_room(self.workspace_path, n), seed)
+                    child = await self._fork(live, "live", lambda n: self._box.branch_room(self.workspace_path, root, n), seed)
                     sibling = KernelSession(self._box, self._settings, parent=self)
                     self._share.sessions += 1
                     sibling._live, sibling._room = child, child.process.room
+                    assert sibling._room is not None
+                    self._share.homes.add(sibling._room.home)
                     sibling._news = tuple(f"Not in this branch: {line}." for line in child.lost or ())
                     made.append(sibling)
             except BaseException:
@@ -620,7 +635,17 @@ class KernelSession:
         if last:
             await self._share.remove(self._box)
         elif self._room is not None:
-            await self._box.remove_folder(self._room.home)
+            await self._leave(self._room.home)
+
+    async def _leave(self, home: str) -> None:
+        """Delete the folder of this branch, once no branch of it lives in there."""
+        share = self._share
+        share.homes.discard(home)
+        share.left.add(home)
+        for folder in sorted(share.left):
+            if not any(one.startswith(f"{folder}/") for one in share.homes):
+                share.left.discard(folder)
+                await self._box.remove_folder(folder)
 
 
 def _lines(said: object) -> tuple[str, ...]:
