@@ -38,7 +38,10 @@ COPY dojo_kernel/inside/ /opt/dojo/
 RUN mkdir -p /data /workspace /run/k \
     && echo "dojo:x:10001:10001:dojo:/workspace:/bin/sh" >> /etc/passwd \
     && echo "dojo:x:10001:" >> /etc/group \
-    && chmod -R a+rX /opt/dojo
+    && chmod -R a+rX /opt/dojo \
+    && if ! /sbin/ldconfig -p | grep -q 'libgomp\.so\.1 '; then \
+        ln -s /opt/venv/lib/python3*/site-packages/scikit_learn.libs/libgomp-* /usr/lib/libgomp.so.1; \
+    fi  # LightGBM brings no OpenMP of its own
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dojo_kernel.env import DojoEnv, DojoVectorEnv
     from dojo_kernel.episode import HANDLERS, INFO, REWARDS, Episode, Outcome, open_episode
     from dojo_kernel.feedback import FEEDBACK
+    from dojo_kernel.kernel.pool import WarmPool
     from dojo_kernel.records import Grade, Limits, Observation, State, Step, Turn
     from dojo_kernel.run import play, run
     from dojo_kernel.settings import AgentSettings, EpisodeSettings, Experiment, KernelSettings
@@ -49,6 +50,7 @@ _HOMES = {
     "env": ("DojoEnv", "DojoVectorEnv"),
     "episode": ("HANDLERS", "INFO", "REWARDS", "Episode", "Outcome", "open_episode"),
     "feedback": ("FEEDBACK",),
+    "kernel.pool": ("WarmPool",),
     "records": ("Grade", "Limits", "Observation", "State", "Step", "Turn"),
     "run": ("play", "run"),
     "settings": ("AgentSettings", "EpisodeSettings", "Experiment", "KernelSettings"),
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022 - by room
     "DojoEnv", "DojoVectorEnv",
     "HANDLERS", "INFO", "REWARDS", "Episode", "Outcome", "open_episode",
     "FEEDBACK",
+    "WarmPool",
     "Grade", "Limits", "Observation", "State", "Step", "Turn",
     "play", "run",
     "AgentSettings", "EpisodeSettings", "Experiment", "KernelSettings",

@@ -6,6 +6,7 @@ The game is asyncio; each environment owns one background thread with a loop in 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  see _shut_all
 import contextlib
 import sys
 import threading
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from dojo_kernel.actions import ACTIONS, Action, offered, tool_schemas
 from dojo_kernel.episode import StartKernel, in_a_box, open_episode
 from dojo_kernel.errors import ActionError, ConfigError
+from dojo_kernel.kernel.pool import WarmPool, warmed
 from dojo_kernel.settings import EpisodeSettings, KernelSettings, in_words
 
 if TYPE_CHECKING:
@@ -161,11 +163,11 @@ def _number(score: float | None) -> np.ndarray[Any, Any]:
 
 
 class _Loop:
-    """One asyncio loop in one daemon thread, for an environment and its branches; it ends with the last of them."""
+    """One asyncio loop in one daemon thread, for environments that share a pool or a box; it ends with the last of them."""
 
-    def __init__(self) -> None:
-        self._users = 1
-        self._counting = threading.Lock()
+    def __init__(self, pool: WarmPool | None) -> None:
+        self._pool = pool
+        self._users = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dojo-env", daemon=True)
         self._thread.start()
@@ -179,23 +181,43 @@ class _Loop:
             future.cancel()
             raise
 
-    def shared(self) -> _Loop:
-        """For one more environment."""
-        with self._counting:
+    def entered(self) -> _Loop:
+        """By one more environment."""
+        with _loops_lock:
             self._users += 1
         return self
 
     def leave(self) -> None:
-        """Once an environment."""
-        with self._counting:
+        """Once an environment; the last one empties the pool and ends the thread."""
+        with _loops_lock:
             self._users -= 1
             if self._users:
                 return
-        self.run(self._loop.shutdown_asyncgens())  # in its own thread: the caller's may have a loop, as in a notebook
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-        if not self._thread.is_alive():
-            self._loop.close()
+            if self._pool is not None:
+                _loops.pop(self._pool, None)
+        try:
+            if self._pool is not None:
+                self.run(self._pool.close())
+        finally:
+            self.run(self._loop.shutdown_asyncgens())  # in its own thread: the caller's may have a loop, as in a notebook
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=10)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+
+_loops: weakref.WeakKeyDictionary[WarmPool, _Loop] = weakref.WeakKeyDictionary()
+_loops_lock = threading.Lock()
+
+
+def _loop_of(pool: WarmPool | None) -> _Loop:
+    with _loops_lock:
+        loop = None if pool is None else _loops.get(pool)
+        if loop is None:
+            loop = _Loop(pool)
+            if pool is not None:
+                _loops[pool] = loop
+    return loop.entered()
 
 
 class _Seat:
@@ -286,6 +308,18 @@ def _settings(kind: type[S], given: S | Mapping[str, Any] | None) -> S:
         raise ConfigError(f"{kind.__name__}: {in_words(error, kind)}") from error
 
 
+def _pooled(
+    pool: int | WarmPool, kernel: KernelSettings, start_kernel: StartKernel
+) -> tuple[WarmPool | None, KernelSettings, StartKernel]:
+    """The pool, if there is to be one, and who starts which kernels then. Raises ValueError."""
+    if pool == 0:
+        return None, kernel, start_kernel
+    if start_kernel is not in_a_box:
+        raise ValueError("a pool starts the kernels itself: give pool or start_kernel, not both")
+    shared = pool if isinstance(pool, WarmPool) else WarmPool(pool)
+    return shared, warmed(kernel), shared.lease
+
+
 class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     """One competition, one boxed IPython kernel, one agent.
 
@@ -307,6 +341,8 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ## Arguments
     `competition`: slug or folder. `settings`, `kernel`: `EpisodeSettings` and `KernelSettings`, or dicts of their fields.
     `folder`: keeps a journal and submissions an episode; without it they go when the next episode starts.
+    `pool`: how many boxes wait for the next resets, with the usual libraries imported; or a `WarmPool` that several
+    environments share, which is emptied when the last of them is closed.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}
@@ -319,14 +355,16 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         kernel: KernelSettings | Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         render_mode: str | None = None,
+        pool: int | WarmPool = 0,
         start_kernel: StartKernel = in_a_box,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r} is none of {', '.join(self.metadata['render_modes'])}")
-        rules = _settings(EpisodeSettings, settings)
-        seat = _Seat(competition, rules, _settings(KernelSettings, kernel), start_kernel)
+        rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
+        shared, box, start_kernel = _pooled(pool, box, start_kernel)
+        seat = _Seat(competition, rules, box, start_kernel)
         seat.folder = None if folder is None else Path(folder)
-        self._sit_down(seat, _Loop(), ActionSpace(settings=rules), render_mode)
+        self._sit_down(seat, _loop_of(shared), ActionSpace(settings=rules), render_mode)
 
     def _sit_down(self, seat: _Seat, loop: _Loop, actions: ActionSpace, render_mode: str | None) -> None:
         self.render_mode = render_mode
@@ -336,6 +374,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._shown = ""
         self._loop = loop
         self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat])
+        _open.add(self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Close the episode under way, if any, and open a new one in a fresh box."""
@@ -361,7 +400,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         for seat in self._run(self._seat.branch(count, seeds)):
             twin = type(self).__new__(type(self))
             actions = ActionSpace(settings=seat.present().settings)
-            twin._sit_down(seat, self._loop.shared(), actions, self.render_mode)  # noqa: SLF001 - the same class
+            twin._sit_down(seat, self._loop.entered(), actions, self.render_mode)  # noqa: SLF001 - the same class
             branches.append(twin)
         return branches
 
@@ -401,6 +440,19 @@ def _shut(loop: _Loop, seats: list[_Seat]) -> None:
         loop.leave()
 
 
+_open: weakref.WeakSet[DojoEnv | DojoVectorEnv] = weakref.WeakSet()
+
+
+def _shut_all() -> None:
+    """When the program ends: close what it has left open."""
+    for env in list(_open):
+        env._finalizer()  # noqa: SLF001  of this file
+
+
+# `atexit` is too late: by then no work of ours gets a thread. The last to register is the first called, so after its import
+threading._register_atexit(_shut_all)  # type: ignore[attr-defined]  # noqa: SLF001  as concurrent.futures does it
+
+
 async def _leave_all(seats: list[_Seat]) -> None:
     results = await asyncio.gather(*(seat.leave() for seat in seats), return_exceptions=True)
     for result in results:
@@ -430,11 +482,13 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         kernel: KernelSettings | Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         render_mode: str | None = None,
+        pool: int | WarmPool = 0,
         start_kernel: StartKernel = in_a_box,
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
         rules, box = _settings(EpisodeSettings, settings), _settings(KernelSettings, kernel)
+        shared, box, start_kernel = _pooled(pool, box, start_kernel)
         self.single_action_space = ActionSpace(settings=rules)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.single_observation_space = observation_space()
@@ -443,8 +497,9 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
         for number, seat in enumerate(self._seats):
             seat.folder = None if folder is None else Path(folder) / f"seat-{number}"
         self._latest: list[dict[str, Any]] = []
-        self._loop = _Loop()
+        self._loop = _loop_of(shared)
         self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats)
+        _open.add(self)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

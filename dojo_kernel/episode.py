@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -701,7 +702,6 @@ async def _sit_down(table: _Table, journal: Journal, name: str, events: list[Eve
 
 
 def _opening(table: _Table, name: str, kernel: Kernel) -> Opened:
-    packages = ("gymnasium", "ipykernel", "jupyter_client", "numpy", "pandas", "scikit-learn")
     return Opened(
         episode=name,
         competition=table.competition.slug,
@@ -712,16 +712,20 @@ def _opening(table: _Table, name: str, kernel: Kernel) -> Opened:
         settings={"episode": table.settings.model_dump(mode="json"), "kernel": table.kernel.model_dump(mode="json")},
         box=kernel.box,
         enforcement=kernel.enforcement,
-        versions={
-            "dojo_kernel": __version__,
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in packages},
-        },
+        versions=_versions(),
         image=kernel.image,
         data_path=kernel.data_path,
         workspace_path=kernel.workspace_path,
         started_at=_now(),
     )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of this process, looked up once: each takes milliseconds."""
+    packages = ("gymnasium", "ipykernel", "jupyter_client", "numpy", "pandas", "scikit-learn")
+    found = {package: metadata.version(package) for package in packages}
+    return {"dojo_kernel": __version__, "python": platform.python_version(), **found}
 
 
 def _resuming(kernel: Kernel) -> Resumed:

@@ -1,15 +1,21 @@
 """The sync faces, against a real kernel in a plain process and, where no box matters, against one in memory."""
 
 import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
 import weakref
+from pathlib import Path
 
 import gymnasium as gym
 import nbformat
 import numpy as np
 import pytest
+from boxes import ISOLATED
 from gymnasium.utils.env_checker import check_env
 
 import dojo_kernel
@@ -17,6 +23,8 @@ from dojo_kernel.competition.prepare import prepare
 from dojo_kernel.competition.spec import find
 from dojo_kernel.env import ActionSpace, DojoEnv, DojoVectorEnv, UnicodeText
 from dojo_kernel.errors import ConfigError, EpisodeOverError
+from dojo_kernel.journal import read_journal
+from dojo_kernel.kernel.pool import STACK, WarmPool
 from dojo_kernel.testing import open_memory_kernel
 
 PROCESS = {"box": "process"}
@@ -317,6 +325,137 @@ def test_samples_are_harmless_actions_of_the_space_and_follow_the_seed():
 def test_any_string_is_text(text):
     assert UnicodeText().contains(text)
     assert UnicodeText(10).contains(text) == (len(text) <= 10)
+
+
+def wait_for(pool, count):
+    end = time.monotonic() + 60
+    while pool.ready < count:
+        assert time.monotonic() < end, "the pool is not full"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("box", ["process", *ISOLATED])
+def test_a_reset_takes_a_waiting_box_and_the_journal_names_its_own_episode(box, tmp_path):
+    pool = WarmPool(1)
+    env = DojoEnv("wine", kernel={"box": box, "preload": ("json",)}, pool=pool, folder=tmp_path)
+    names, places = [], []
+    try:
+        for turn in range(3):
+            if turn:
+                wait_for(pool, 1)
+            observation, _ = env.reset(seed=turn)
+            assert "wine" in observation["text"]
+            assert env.step(cell("kept" if turn else "kept = 1"))[0]["ok"] == (turn == 0)
+            opened = env.episode.opened
+            names.append(opened.episode)
+            places.append(env.episode.kernel._box.run_dir)
+            assert (opened.box, opened.seed) == (box, turn)
+            assert {one.limit for one in opened.enforcement} >= {"memory", "disk", "network"}
+            assert (opened.image or "").startswith("sha256:") == (box == "docker")
+            assert opened.settings["kernel"]["preload"] == ["json"]
+            env.step(cell(SUBMIT))
+    finally:
+        env.close()
+    assert len({*names}) == len({*places}) == 3
+    assert not any(place.exists() for place in places)
+    assert pool.ready == 0
+    journals = [read_journal(tmp_path / f"episode-{number:04d}") for number in range(3)]
+    assert [journal[0].episode for journal in journals] == names
+    assert all(journal[-1].reason == "closed" and journal[-1].final is not None for journal in journals)
+
+
+def test_two_environments_may_share_a_pool_which_goes_with_the_last_of_them():
+    pool = WarmPool(2)
+    kernel = {**PROCESS, "preload": ("json",)}
+    one = DojoEnv("wine", kernel=kernel, pool=pool)
+    two = gym.make("dojo_kernel/Dojo-v0", competition="wine", kernel=kernel, pool=pool).unwrapped
+    one.reset()
+    two.reset()
+    assert one.episode.kernel is not two.episode.kernel
+    assert one._loop is two._loop
+    one.step(cell("x = 1"))
+    assert "NameError" in two.step(cell("x"))[0]["text"]
+    one.close()
+    wait_for(pool, 2)
+    waiting = [session for shelf in pool._shelves.values() for session in shelf.ready]
+    two.reset()
+    assert two.episode.kernel in waiting
+    two.close()
+    assert pool.ready == 0
+    again = DojoEnv("wine", kernel=kernel, pool=pool)
+    again.reset()
+    assert again.step(cell("1 + 1"))[0]["ok"] == 1
+    again.close()
+
+
+def test_several_seats_take_their_boxes_from_one_pool():
+    envs = gym.make_vec("dojo_kernel/Dojo-v0", num_envs=3, competition="wine", kernel={**PROCESS, "preload": ("json",)}, pool=2)
+    try:
+        for _ in range(2):
+            envs.reset(seed=1)
+            observations, *_ = envs.step([cell(f"mine = {i}; mine") for i in range(3)])
+            assert all(f"\n{i}\n" in text for i, text in enumerate(observations["text"]))
+            assert len({id(episode.kernel) for episode in envs.episodes}) == 3
+    finally:
+        envs.close()
+
+
+def test_a_forgotten_environment_takes_its_pool_with_it():
+    env = DojoEnv("wine", kernel={**PROCESS, "preload": ("json",)}, pool=1)
+    env.reset()
+    pool = env._loop._pool
+    wait_for(pool, 1)
+    places = [env.episode.kernel._box.run_dir, *(one._box.run_dir for shelf in pool._shelves.values() for one in shelf.ready)]
+    assert all(place.exists() for place in places)
+    del env
+    gc.collect()
+    assert not any(place.exists() for place in places)
+
+
+PROGRAM = """
+import sys, time
+from dojo_kernel.env import DojoEnv
+from dojo_kernel.kernel.pool import WarmPool
+pool = WarmPool(2)
+kernel = {"box": sys.argv[1], "preload": ("json",)}
+env, plain = DojoEnv("wine", kernel=kernel, pool=pool), DojoEnv("wine", kernel=kernel)
+env.reset()
+plain.reset()
+print(env.episode.kernel._box.run_dir, plain.episode.kernel._box.run_dir, flush=True)
+if sys.argv[2] == "interrupted":
+    env.step({"name": "execute_code", "code": "while True: pass"})
+"""
+
+
+@pytest.mark.parametrize("end", ["at its end", "interrupted"])
+@pytest.mark.parametrize("box", ["process", *ISOLATED])
+def test_a_program_that_closes_nothing_leaves_nothing(box, end, tmp_path):
+    environment = {**os.environ, "DOJO_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, box, end], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        places = [Path(name) for name in program.stdout.readline().split()]
+        assert len(places) == 2
+        if end == "interrupted":
+            time.sleep(0.3)
+            program.send_signal(signal.SIGINT)
+        _, complaints = program.communicate(timeout=60)
+    assert complaints.strip().rpartition("\n")[2] == ("KeyboardInterrupt" if end == "interrupted" else "")
+    assert not any(place.exists() for place in places)
+    assert not list((tmp_path / "state").rglob("*.json")), "no lease is left to be reaped"
+
+
+def test_a_pool_says_in_the_settings_what_its_boxes_have_imported():
+    env = DojoEnv("wine", pool=1)
+    assert env._seat._kernel.preload == STACK
+    env.close()
+
+
+def test_a_pool_beside_a_kernel_of_ones_own_is_the_callers_bug():
+    with pytest.raises(ValueError, match="not both"):
+        in_memory(pool=1)
+    with pytest.raises(ValueError, match="at least one"):
+        DojoEnv("wine", pool=-1)
 
 
 def test_every_public_name_is_there():

@@ -458,7 +458,7 @@ def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
             stream.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python >= 3.12 warns of threads at each fork
-            pid = fork.once()
+            pid = fork.once(ready.files)
         if pid == 0:
             return _child(app, request, ready)
         reply = {"status": "ok", "pid": pid, "lost": {**ready.lost, "tasks": request.tasks}}

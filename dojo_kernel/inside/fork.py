@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import mmap
 import os
 import random
@@ -21,6 +22,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from typing import Any, NamedTuple
 
 MAP_SHARED_CAP = 1 << 30
@@ -31,6 +33,9 @@ OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"
 HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
 MAP_FIXED = 0x10
+HELD_S = 2.0
+"""How long a fork waits for the moment at which no other thread is inside a file."""
+LOCKED = 71
 
 
 class Refused(Exception):
@@ -76,6 +81,8 @@ class Ready(NamedTuple):
     """Start and end of each writable mapping that other processes see."""
     randomness: Any
     """State of Python's generator, which a forked child would otherwise draw anew."""
+    files: list[Any]
+    """Buffered files that another thread may be writing at the fork."""
 
 
 def prepare() -> Ready:
@@ -94,7 +101,8 @@ def prepare() -> Ready:
     if size > MAP_SHARED_CAP:
         raise Refused(f"{size >> 20} MB of memory are shared with other processes")
     pause_openmp(sorted({line[line.index("/") :].rstrip("\n") for line in lines if _OPENMP.search(line)}))
-    return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate())
+    files = [one for one in gc.get_objects() if type(one) in (io.BufferedWriter, io.BufferedRandom)] if threads else []
+    return Ready({"threads": [thread.name for thread in threads], "processes": children()}, shared, random.getstate(), files)
 
 
 def _refuse_held_imports(threads: list[threading.Thread]) -> None:
@@ -111,16 +119,80 @@ _made: set[int] = set()
 """Kernels that this process has forked and that nobody has reaped."""
 
 
-def once() -> int:
-    """Fork, one copy of the page tables and no more. Returns the child's pid, 0 in it. Raises OSError."""
+def once(files: list[Any]) -> int:
+    """Fork, one copy of the page tables and no more. Returns the child's pid, 0 in it. Raises Refused, OSError.
+
+    A child in which one of `files` is locked, by a thread that it does not have, goes at once; then the fork is tried again.
+    """
     reap()
-    pid = os.fork()
+    deadline = time.monotonic() + HELD_S
+    while any(map(locked, files)) or (pid := _whole(files)) is None:
+        if time.monotonic() > deadline:
+            raise Refused("a thread is writing to a file without a pause")
+        time.sleep(0.0005)
     if pid == 0:
         gc.disable()  # a collection now would copy every page
         _made.clear()
     else:
         _made.add(pid)
     return pid
+
+
+def _whole(files: list[Any]) -> int | None:
+    """As os.fork; None: the child was of no use."""
+    if not files:
+        return os.fork()
+    reading, writing = os.pipe()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            if any(map(locked, files)):
+                os._exit(LOCKED)
+            os.write(writing, b"1")
+            return 0
+        os.close(writing)
+        writing = -1
+        if os.read(reading, 1):
+            return pid
+        os.waitpid(pid, 0)
+        return None
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+
+
+def locked(file: Any) -> bool:
+    """Whether a thread is inside a buffered file: a child of this moment would wait for it for ever."""
+    return bool(_OWNER) and ctypes.c_ulong.from_address(id(file) + _OWNER).value != 0
+
+
+def _owner_offset() -> int:
+    """Where in memory a buffered file keeps the thread that is inside it; 0: not found.
+
+    No interface tells, nor whether the lock is held; so look at one from inside and from outside.
+    """
+    words = ctypes.c_ulong * (io.BufferedWriter.__basicsize__ // ctypes.sizeof(ctypes.c_ulong))
+    inside: list[int] = []
+
+    class Sink(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            inside[:] = words.from_address(id(file))
+            return len(data)
+
+    file = io.BufferedWriter(Sink())
+    file.write(b"x")
+    file.flush()
+    outside = list(words.from_address(id(file)))
+    me = threading.get_ident()
+    found = [number for number, word in enumerate(inside) if word == me and outside[number] == 0]
+    return found[0] * ctypes.sizeof(ctypes.c_ulong) if len(found) == 1 else 0
+
+
+_OWNER = _owner_offset()
 
 
 def reap() -> None:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import zmq
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
+from traitlets import Float, Unicode
 from traitlets import List as ListTrait
-from traitlets import Unicode
 
 from dojo_kernel.errors import BoxLostError, KernelStartError
 from dojo_kernel.kernel import reaper
@@ -297,6 +297,8 @@ class BoxProvisioner(KernelProvisionerBase):
     """Modules that the zygote imports before it forks the first kernel."""
     episode: str = Unicode("", config=True)  # type: ignore[assignment]  # a trait: what its instances hold
     """Names the box in labels and leases."""
+    deadline_s: float = Float(86_400.0, config=True)  # type: ignore[assignment]  # a trait: what its instances hold
+    """After which any host's reaper removes a container, whoever owns it."""
 
     run_dir: Path | None = None
     workspace: Workspace

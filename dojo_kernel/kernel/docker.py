@@ -17,12 +17,11 @@ import threading
 import time
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Ulimit
-from traitlets import Float
 
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
 from dojo_kernel.kernel import reaper
@@ -32,6 +31,8 @@ from dojo_kernel.records import Enforcement, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 SDK_TIMEOUT_S = 120.0
 """Of one call to the engine; 60 s, docker-py's own, is too short for a busy one."""
@@ -237,10 +238,11 @@ class DockerProvisioner(BoxProvisioner):
     """A container of the local Docker engine."""
 
     kind: ClassVar[str] = "docker"
-    deadline_s: float = Float(86_400.0, config=True)  # type: ignore[assignment]  # a trait reads as its value
-    """After which any host's reaper removes the container, whoever owns it."""
+    image_digest: str | None = None
+    """Of the image that the container was made from."""
     _name: str | None = None
     _cgroup: Cgroup | None = None
+    _at_work: asyncio.Future[Any] | None = None
 
     @property
     def python(self) -> str:
@@ -258,15 +260,24 @@ class DockerProvisioner(BoxProvisioner):
         await asyncio.to_thread(_sweep_once)
         self._name = f"dojo-{self.run_dir.name.removeprefix('dk-')}"
         try:
-            data = await asyncio.to_thread(self._data)
-            await asyncio.to_thread(self._create, found, data)
+            data = await self._thread(self._data)
+            await self._thread(self._create, found, data)
             streams = await attach(found.socket, self._name)
-            await asyncio.to_thread(self._start, found)
+            try:
+                await self._thread(self._start, found)
+            except BaseException:
+                streams[1].close()
+                raise
         except ImageNotFound:
             raise BoxUnavailableError(f"there is no image {self.image}; run: make image") from None
         except DockerException as error:
             raise KernelStartError(f"the engine did not start a container: {error}") from error
         return streams
+
+    async def _thread(self, work: Callable[..., T], *given: Any) -> T:
+        """In a thread, whose end `_close_box` waits for: one that was given up still makes what has to be removed."""
+        self._at_work = asyncio.ensure_future(asyncio.to_thread(work, *given))
+        return await asyncio.shield(self._at_work)
 
     def _create(self, found: Engine, data: Path | None) -> None:
         assert self.run_dir is not None
@@ -307,6 +318,7 @@ class DockerProvisioner(BoxProvisioner):
             raise
         state = found.client.api.inspect_container(self._name)
         self._cgroup = Cgroup.find(state["State"]["Pid"], state["Id"])
+        self.image_digest = state["Image"]
 
     def _labels(self) -> dict[str, str]:
         return {
@@ -328,6 +340,8 @@ class DockerProvisioner(BoxProvisioner):
         return twin
 
     async def _close_box(self) -> None:
+        if self._at_work is not None:
+            await asyncio.wait({self._at_work})
         name, self._name, self._cgroup = self._name, None, None
         if name is not None:
             await asyncio.to_thread(_remove, name)

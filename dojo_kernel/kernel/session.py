@@ -23,7 +23,7 @@ from dojo_kernel.kernel.workspace import Workspace
 from dojo_kernel.records import Death, Enforcement, Error, Execution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from dojo_kernel.kernel.box import BoxProcess, BoxProvisioner, Room
@@ -131,6 +131,8 @@ class _Share:
         self.names = 0
         self.still = asyncio.Lock()
         """Held while everything stands still for a submission to be read."""
+        self.remove: Callable[[BoxProvisioner], Awaitable[None]] = lambda box: box.remove_box()
+        """What becomes of the box that the last session has left."""
 
 
 class KernelSession:
@@ -164,6 +166,22 @@ class KernelSession:
             raise
         image = getattr(self._box, "image_digest", None)
         self.image = image if isinstance(image, str) else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the live kernel could run a cell now, as far as the host has heard."""
+        live = self._live
+        dead = self._closed or live is None or live.process.exited.done() or live.violation is not None
+        return not dead and self._box.lost is None
+
+    async def ended(self) -> None:
+        """Wait until the live kernel, or the box, is gone."""
+        if self._live is not None:
+            await asyncio.wait({self._live.process.exited})
+
+    def hand_over(self, remove: Callable[[BoxProvisioner], Awaitable[None]]) -> None:
+        """From now on `remove` is called with the box that the last session has left; it need not wait."""
+        self._share.remove = remove
 
     @property
     def enforcement(self) -> tuple[Enforcement, ...]:
@@ -615,7 +633,7 @@ class KernelSession:
                 if not last:
                     await self._end(kernel.process)
         if last:
-            await self._box.remove_box()
+            await self._share.remove(self._box)
         elif self._room is not None:
             await self._leave(self._room.home)
 
@@ -692,7 +710,8 @@ def syntax_error(code: str) -> Error | None:
 # --- choosing a box --------------------------------------------------------------------------------------------------
 
 
-async def _choose(settings: KernelSettings, *, trusted: bool, warn: Callable[[str], None] | None) -> str:
+async def choose_box(settings: KernelSettings, *, trusted: bool, warn: Callable[[str], None] | None) -> str:
+    """The kind that `auto` stands for here. Raises BoxUnavailableError."""
     if settings.box != "auto":
         return settings.box
     from dojo_kernel.kernel import doctor  # noqa: PLC0415  imports the docker SDK
@@ -740,7 +759,14 @@ async def open_kernel(
         BoxUnavailableError: no box of that kind here, or `auto` and none that isolates.
         KernelStartError: the box or its kernel did not come up.
     """
-    box = await _choose(settings, trusted=trusted, warn=warn)
+    box = await choose_box(settings, trusted=trusted, warn=warn)
+    return await start_session(settings, box, data_dir=data_dir, episode=episode)
+
+
+async def start_session(
+    settings: KernelSettings, box: str, *, data_dir: Path, episode: str, waits_s: float = 0.0
+) -> KernelSession:
+    """A box of one kind with a live kernel; it may wait for its episode as long as `waits_s`. Raises as `open_kernel` does."""
     provisioner = _provisioner(box)(
         kernel_id=episode,
         kernel_spec=KernelSpec(argv=list(OUR_ARGV), display_name=f"dojo ({box})", language="python", interrupt_mode="message"),
@@ -750,6 +776,7 @@ async def open_kernel(
         preload=list(settings.preload),
         episode=episode,
     )
+    provisioner.deadline_s += waits_s
     session = KernelSession(provisioner, settings)
     try:
         await session.open()

@@ -35,6 +35,19 @@ async def test_a_container_removed_behind_our_back_is_a_lost_box():
         assert cells.box.lost is not None
 
 
+async def test_a_start_that_is_given_up_leaves_no_container():
+    for turn in range(20):
+        box = provisioner("docker")
+        start = asyncio.create_task(box.start_box())
+        await asyncio.sleep(0.005 * turn)
+        start.cancel()
+        await asyncio.wait({start})
+        await box.remove_box()
+        assert box.run_dir is None
+    await asyncio.sleep(1)
+    assert containers() == []
+
+
 async def test_the_reaper_removes_boxes_of_the_dead_paused_ones_too():
     api = engine().client.api
     labels = {"dojo.owner": "999999999-1", "dojo.namespace": str(Path("/proc/self/ns/pid").readlink()), "dojo.episode": EPISODE}

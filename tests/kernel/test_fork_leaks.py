@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from boxes import BOXES, opened, printed
 
+from dojo_kernel.inside import fork
 from dojo_kernel.records import Limits
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(900)]
@@ -59,6 +60,10 @@ async def kernel(request, tmp_path_factory):
     await kernel.close()
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
 def descendants(root: int) -> int:
     """Of this process as the machine sees it: those in boxes that it has started itself, zombies too."""
     parents = {}
@@ -78,24 +83,19 @@ def descendants(root: int) -> int:
 
 async def counted(kernel) -> tuple[Count, Size]:
     gc.collect()
-    scratch = printed(
-        await kernel.execute(
-            f"import os; print(sorted(n for n in os.listdir({kernel._box.scratch_root!r}) if 'scratch' in n))", 20
-        )
-    )
+    listing = f"import os; print(sorted(name for name in os.listdir({kernel._box.scratch_root!r}) if 'scratch' in name))"
+    scratch = printed(await kernel.execute(listing, 20))
     inside = [int(word) for word in printed(await kernel.execute(INSIDE, 20)).split()]
-    fds = [
-        os.readlink(entry) if entry.is_symlink() else "" for entry in Path("/proc/self/fd").iterdir() if entry.exists() or True
-    ]
+    fds = fork.targets().values()
     status = Path("/proc/self/status").read_text()
     box = len(kernel._box._pids()) or descendants(os.getpid())
     count = Count(
         host_fds=len(fds),
-        host_threads=len(os.listdir("/proc/self/task")),
+        host_threads=len(names(Path("/proc/self/task"))),
         host_sockets=sum(target.startswith("socket:") for target in fds),
         box_processes=box,
-        run_dir=sorted(str(path.relative_to(kernel._box.run_dir)) for path in kernel._box.run_dir.glob("*")),
-        forks=sorted(os.listdir(kernel._box.run_dir / "k")) + sorted(os.listdir(kernel._box.forks.path)),
+        run_dir=names(kernel._box.run_dir),
+        forks=names(kernel._box.run_dir / "k") + names(kernel._box.forks.path),
         scratch=scratch,
         kernel_fds=inside[0],
         kernel_threads=inside[1],

@@ -129,7 +129,9 @@ async def test_parent_and_child_go_on_computing(kernel, name):
 
 async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
     await need(kernel, *sorted(EXTRA))
-    together = BEFORE + "computes = []\n" + "".join(f"{code}\ncomputes.append(compute)\n" for code in LIBRARIES.values())
+    together = (
+        BEFORE + "computes = []\n" + "".join(f"{code}\ncomputes.append(compute)\n" for code in reversed(LIBRARIES.values()))
+    )
     await run(kernel, together)
     ask = "print(*[compute() for compute in computes])"
     answer = await run(kernel, ask)
