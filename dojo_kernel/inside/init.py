@@ -36,8 +36,22 @@ def say(**event: object) -> None:
         data = data[os.write(1, data) :]
 
 
+def family(root: int) -> dict[int, int]:
+    """Parent of each process below `root`, where /proc shows a whole host."""
+    found: dict[int, int] = {}
+    todo = [root]
+    while todo:
+        parent = todo.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                below = [int(child) for child in task.read_bytes().split()]
+                found.update(dict.fromkeys(below, parent))
+                todo += below
+    return found
+
+
 def parents() -> dict[int, int]:
-    """Parent of each process that /proc shows; ours only, where /proc is shared with a host."""
+    """Parent of each process that /proc shows."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -255,7 +269,7 @@ class Init:
                 break
             self.hear_zygote()
         for _ in range(100):  # forks in flight: until a pass finds nothing
-            tree = parents()
+            tree = parents() if self.alone else family(os.getpid())
             others = frozenset(pid for known, pid in self.pids.items() if known != name)
             mine = {self.pids[name]} | descendants(self.pids[name], tree, others) if name in self.pids else set()
             mine |= self.strays(tree, but=name)
@@ -293,7 +307,7 @@ class Init:
                 os.kill(-1, signal.SIGKILL)
             return
         for _ in range(400):
-            below = descendants(os.getpid(), parents())
+            below = set(family(os.getpid()))
             if not below:
                 return
             for pid in below:

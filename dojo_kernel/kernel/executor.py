@@ -244,9 +244,12 @@ class Executor:
 
     # --- running ---
 
-    async def run(self, code: str, timeout_s: float, name: str) -> Cell:
-        """Until the cell is done, the ladder is at its end, or the kernel is dead; the caller looks which."""
-        cell = self._start(code, name)
+    async def run(self, code: str, timeout_s: float, name: str, expression: str = "None") -> Cell:
+        """Until the cell is done, the ladder is at its end, or the kernel is dead; the caller looks which.
+
+        `expression` is evaluated after a cell that went well; `literal` gives its value.
+        """
+        cell = self._start(code, name, expressions={} if expression == "None" else {"value": expression})
         await self._until_over(cell, timeout_s)
         if not self._over(cell):
             cell.timed_out = True
@@ -358,15 +361,7 @@ class Executor:
         cell = self._start("", "", silent=True, expressions={"value": expression})
         await self._until_over(cell, 2 * GRACE_S)
         self._finish(cell)
-        said = cell.expressions.get("value")
-        data = said.get("data") if isinstance(said, dict) else None
-        text = data.get("text/plain") if isinstance(data, dict) else None
-        if not isinstance(text, str) or len(text) > LATE_CHARS or text.count("(") + text.count("[") > LITERAL_DEPTH:
-            return None
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
+        return literal(cell)
 
     async def names(self) -> tuple[str, ...] | None:
         """The user's variables; None when the kernel does not say."""
@@ -375,9 +370,9 @@ class Executor:
             return None
         return tuple(sorted(name for name in names if name.isidentifier()))
 
-    async def changed_files(self) -> tuple[str, ...]:
-        """What a trial run has written, as it tells; one line each."""
-        rows = await self.value(CHANGED)
+    async def changed_files(self, cell: Cell) -> tuple[str, ...]:
+        """What a trial run with the expression `CHANGED` has written, as it tells; one line each."""
+        rows = literal(cell) if cell.expressions else await self.value(CHANGED)
         told = rows if isinstance(rows, list) else []
         found = [row for row in told if isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str)]  # noqa: PLR2004
         return tuple(
@@ -414,6 +409,19 @@ class Executor:
 def _count(claimed: object) -> int:
     """A number of characters that the kernel claims; 0 for anything else."""
     return claimed if isinstance(claimed, int) and not isinstance(claimed, bool) and 0 < claimed < 2**53 else 0
+
+
+def literal(cell: Cell) -> object:
+    """The value of a cell's expression, as far as it is a literal of bounded size."""
+    said = cell.expressions.get("value")
+    data = said.get("data") if isinstance(said, dict) else None
+    text = data.get("text/plain") if isinstance(data, dict) else None
+    if not isinstance(text, str) or len(text) > LATE_CHARS or text.count("(") + text.count("[") > LITERAL_DEPTH:
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def reply_status(reply: dict[str, Any] | None, outputs: tuple[Output, ...]) -> Literal["ok", "error"]:

@@ -18,12 +18,12 @@ from jupyter_client.kernelspec import KernelSpec
 
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, ForkRefusedError, KernelStartError
 from dojo_kernel.kernel.box import OUR_ARGV
-from dojo_kernel.kernel.executor import Cell, Executor, reply_status
+from dojo_kernel.kernel.executor import CHANGED, Cell, Executor, reply_status
 from dojo_kernel.kernel.workspace import Workspace
 from dojo_kernel.records import Death, Enforcement, Error, Execution
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from dojo_kernel.kernel.box import BoxProcess, BoxProvisioner, Room
@@ -152,6 +152,8 @@ class KernelSession:
         self._news: tuple[str, ...] = ()
         self._files_lost = False
         self._lock = asyncio.Lock()
+        self._leaving: asyncio.Task[None] | None = None
+        """The end of the last trial run; what comes next waits for it."""
         self.box = provisioner.kind
         self.life = 0
         self.image: str | None = parent.image if parent is not None else None
@@ -268,7 +270,7 @@ class KernelSession:
 
     async def execute(self, code: str, timeout_s: float, *, cell: str = "") -> Execution:
         """Run a cell; a kernel that died before is replaced first. Raises BoxLostError, KernelStartError."""
-        async with self._lock:
+        async with self._turn():
             live = await self._ready()
             before = await self._box.oom_kills()
             started = time.monotonic()
@@ -332,7 +334,7 @@ class KernelSession:
 
     async def restart(self) -> None:
         """A new, empty live kernel; not counted as a death."""
-        async with self._lock:
+        async with self._turn():
             if self._lost is not None or self._closed:
                 raise BoxLostError(self._lost or "the kernel session is closed")
             live, self._live = self._live, None
@@ -446,20 +448,21 @@ class KernelSession:
         if error is not None:
             seconds = time.monotonic() - started
             return Execution(code=code, outputs=(error,), status="error", seconds=seconds, where="scratch", life=self.life)
-        async with self._lock:
+        async with self._turn():
             if self._lost is not None or self._closed or self._box.lost is not None:
                 raise BoxLostError(self._lost or self._box.lost or "the kernel session is closed")
             before = await self._box.oom_kills()
             scratch, notes = await self._scratch(state)
             try:
                 started = time.monotonic()
-                ran = await scratch.run(code, timeout_s, "")
+                ran = await scratch.run(code, timeout_s, "", CHANGED)
                 death = await self._death(scratch, ran, before)
                 seconds = time.monotonic() - started
                 execution = await self._execution(scratch, ran, code, death, before)
-                files = await scratch.changed_files() if death is None else ()
+                files = await scratch.changed_files(ran) if death is None else ()
             finally:
-                await self._discard(scratch)
+                await scratch.process.kill()
+                self._leaving = asyncio.create_task(self._discard(scratch))
             if files:
                 notes = (*notes, f"Files it would have written: {', '.join(files)}.")
             told = {"seconds": seconds, "where": "scratch", "forked": scratch.lost is not None, "life": self.life}
@@ -476,6 +479,18 @@ class KernelSession:
             return scratch, notes
         return await self._spawn("scratch", self._trial_room), ()
 
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One thing at a time, after the last trial run is gone."""
+        async with self._lock:
+            await self._left()
+            yield
+
+    async def _left(self) -> None:
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            await leaving
+
     async def _discard(self, executor: Executor) -> None:
         """End a kernel and delete its folder."""
         executor.close()
@@ -488,7 +503,7 @@ class KernelSession:
 
     async def checkpoint(self, label: str) -> Snapshot:
         """Keep variables and files, in a process that waits. Raises ForkRefusedError, BoxLostError, KernelStartError."""
-        async with self._lock:
+        async with self._turn():
             live = await self._ready()
             started = time.monotonic()
             root = self._room.home if self._room is not None else self._box.forks_path
@@ -521,7 +536,7 @@ class KernelSession:
         """While more of the memory than that is in use, turn the oldest checkpoints into files; returns which."""
         evicted = []
         limit = self._settings.limits.memory_gb * 2**30
-        async with self._lock:
+        async with self._turn():
             for name, checkpoint in self._checkpoints.items():
                 used = await self._box.memory_used()
                 if used is None or used <= below * limit:
@@ -539,7 +554,7 @@ class KernelSession:
             BoxLostError: the box is gone.
             KernelStartError: no kernel came up.
         """
-        async with self._lock:
+        async with self._turn():
             checkpoint = self._checkpoints[snapshot]
             await self._ready()
             before = self._live
@@ -582,7 +597,7 @@ class KernelSession:
             BoxLostError: the box is gone.
             KernelStartError: a sibling did not come up; none was made.
         """
-        async with self._lock:
+        async with self._turn():
             live = await self._ready()
             made: list[KernelSession] = []
             root = self._room.home if self._room is not None else self._box.forks_path
@@ -606,7 +621,7 @@ class KernelSession:
 
     async def read_submission(self, name: str, max_bytes: int) -> bytes | None:
         """A copy made while the box stands still. Raises SubmissionError."""
-        async with self._lock, self._share.still:
+        async with self._turn(), self._share.still:
             await self._box.freeze()
             try:
                 return await asyncio.to_thread(self._files.read, name, max_bytes)
@@ -622,6 +637,7 @@ class KernelSession:
         if self._closed:
             return
         self._closed = True
+        await self._left()
         self._share.sessions -= 1
         last = self._share.sessions == 0
         kernels = [self._live, *(one.executor for one in self._checkpoints.values())]
