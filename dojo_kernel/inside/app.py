@@ -18,6 +18,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from typing import Any, NamedTuple, cast
@@ -241,6 +242,18 @@ class ForkRequest(NamedTuple):
         return content
 
 
+class NoSubshells:
+    """In the place of ipykernel's thread for subshells, which asks it which thread runs a top-level await."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    @property
+    def parent_thread(self) -> threading.Thread:
+        """The one that runs cells."""
+        return threading.main_thread()
+
+
 class DojoKernel(IPythonKernel):
     """Says with each reply how many characters were cut at the source: of the cell's output, and of earlier cells' late one.
 
@@ -250,6 +263,7 @@ class DojoKernel(IPythonKernel):
     """
 
     _execute_sleep = 0
+    _supports_kernel_subshells = False
 
     def __init__(self, *, inherited: Any = None, **kwargs: Any) -> None:
         if inherited is None:
@@ -346,6 +360,7 @@ class DojoKernelApp(IPKernelApp):
             control_stream=ZMQStream(self.control_socket, self.control_thread.io_loop),
             shell_stream=ZMQStream(self.shell_socket),
             control_thread=self.control_thread,
+            shell_channel_thread=NoSubshells(),
             iopub_thread=self.iopub_thread,
             iopub_socket=self.iopub_socket,
             stdin_socket=self.stdin_socket,
@@ -426,6 +441,7 @@ def start(argv: list[str]) -> None:
     if app.poller is not None:
         app.poller.start()
     app.kernel.start()
+    wake_for_signals()
     app.descriptors = fork.opened_since(before)
     serve(app)
 
@@ -436,6 +452,13 @@ def run(order: dict[str, Any]) -> None:
     confine.enter(order["room"])
     confine.restrict(order["room"])
     start(["-f", order["connection_file"]])
+
+
+def wake_for_signals() -> None:
+    """A signal ends the loop's wait at once: an interrupt cancels a top-level await from within the loop."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    asyncio.get_event_loop().add_reader(reading, os.read, reading, 4096)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
 
 def serve(app: DojoKernelApp) -> None:
@@ -513,6 +536,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
         log=parent.log,
     )
     app.continue_from(parent, order["connection"], request.context)
+    wake_for_signals()
     app.descriptors = fork.opened_since(before)
     if order["seed"] is None:  # last: what comes up here draws numbers, too
         random.setstate(ready.randomness)

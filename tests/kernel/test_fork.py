@@ -87,6 +87,13 @@ async def test_a_trial_run_leaves_variables_and_files_as_they_were(kernel):
     assert await run(kernel, "import os; print(x, open('kept.txt').read(), os.path.exists('new.txt'))") == "[1] before False\n"
 
 
+async def test_a_top_level_await_is_waited_for_in_forks_too(kernel):
+    code = "import asyncio\nawait asyncio.sleep(1.5)\nprint('waited')"
+    assert await run(kernel, code) == "waited\n"
+    assert printed(await tried(kernel, code)) == "waited\n"
+    assert (await kernel.validate("await asyncio.sleep(60)", 0.5)).rung in ("message", "sigint")
+
+
 async def test_an_open_file_is_not_shared_with_a_trial_run(kernel):
     await run(kernel, "log = open('log.txt', 'w+'); _ = log.write('one\\n'); log.flush()")
     await run(kernel, "import tempfile; hidden = tempfile.TemporaryFile('w+'); _ = hidden.write('abc'); hidden.flush()")
