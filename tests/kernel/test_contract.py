@@ -699,9 +699,10 @@ async def test_validation_cannot_write_to_the_live_workspace(kernel):
     assert await kernel.read_submission("mine", 1000) == b"live"
 
 
-async def test_validation_does_not_see_the_live_variables(kernel):
+async def test_validation_sees_the_live_variables_unless_it_begins_empty(kernel):
     await run(kernel, "only_live = 1")
-    assert error_of(await kernel.validate("only_live", 20)).ename == "NameError"
+    assert printed(await kernel.validate("print(only_live)", 20)) == "1\n"
+    assert error_of(await kernel.validate("only_live", 20, state="fresh")).ename == "NameError"
 
 
 async def test_a_syntax_error_is_told_with_its_line_and_nothing_is_run(kernel):
