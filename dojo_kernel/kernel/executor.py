@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Rung = Literal["message", "sigint", "kill", "box"]
 
 GRACE_S = 1.0
+WELCOME_S = 0.3
+"""A kernel greets whoever listens to its output; one that does not is asked something."""
 CUT_OFF_S = 0.5
 """From the end of a connection to the exit of the process; a kernel that lives on was cut off for what it sent."""
 MESSAGE_S = 2.0
@@ -109,8 +111,11 @@ class Executor:
         await self._race(self._wire.connect(deadline), timeout_s)
         asked = self._probe("shell") if probe else None
         while not (self._heard_iopub and (asked is None or self._probes[asked])):
-            if self.process.exited.done() or not await self._wait(deadline - asyncio.get_running_loop().time()):
+            left = deadline - asyncio.get_running_loop().time()
+            if self.process.exited.done() or left <= 0:
                 raise KernelStartError(f"the kernel did not answer within {timeout_s:g} s{self._exit_note()}")
+            if not await self._wait(left if asked else min(left, WELCOME_S)):
+                asked = asked or self._probe("shell")  # what it says of this is as good as a welcome
         self._probes.clear()
         self._open_black_box()
 

@@ -252,7 +252,9 @@ class KernelSession:
     async def _connect(self, process: BoxProcess, *, probe: bool = True) -> Executor:
         executor = Executor(process, self._settings.journal_chars)
         try:
-            await executor.connect(self._settings.start_timeout_s, probe=probe)
+            await executor.connect(
+                self._settings.start_timeout_s if probe else min(self._settings.start_timeout_s, FORK_S), probe=probe
+            )
         except BaseException:
             executor.close()
             await self._end(process)
