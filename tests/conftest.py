@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from dojo_kernel.competition import find
 from dojo_kernel.competition.prepare import prepare
 from dojo_kernel.kernel.doctor import available
 
+# A job in the background of a script ignores SIGINT, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 REQUIRED = frozenset(filter(None, os.environ.get("DOJO_REQUIRE", "").split(",")))
 
 
