@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+from table import Figure, tell
 
 CELL = {"name": "execute_code", "code": "x = 1"}
 QUIET_S = 0.3
@@ -52,30 +54,28 @@ def _turns(kind: str, rounds: int) -> tuple[list[float], list[float]]:
     return hits, starts
 
 
-def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """`{kind: {hit_ms, hit_worst_ms, start_ms, ratio, load}}`."""
+def measure(rounds: int) -> list[Figure]:
+    """Four for each kind of box."""
     from dojo_kernel.competition import find, prepare
     from dojo_kernel.kernel import doctor
 
     prepare(find("wine"))
-    found = {}
+    figures = []
     for kind in ("docker", "sandbox", "process"):
         if not asyncio.run(doctor.available(kind))[0]:
             continue
         hits, starts = _turns(kind, rounds)
         hit, start = statistics.median(hits), statistics.median(starts)
-        found[kind] = {
-            "hit_ms": round(hit, 1),
-            "hit_worst_ms": round(max(hits), 1),
-            "start_ms": round(start, 1),
-            "ratio": round(start / hit, 1),
-            "load": round(os.getloadavg()[0], 1),
-            "bar_ms": BAR_MS,
-        }
-    return found
+        figures += [
+            Figure(f"{kind}: env.reset() on a pool hit", hit, "ms", BAR_MS),
+            Figure(f"{kind}: the slowest of {rounds}", max(hits), "ms"),
+            Figure(f"{kind}: env.reset() without a pool", start, "ms"),
+            Figure(f"{kind}: how many times faster the hit is", start / hit, ""),
+        ]
+    return figures
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
@@ -84,12 +84,8 @@ def main() -> None:
         Path(folder).chmod(0o755)
         os.environ.setdefault("DOJO_DATA", folder)
         found = measure(arguments.rounds)
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        for kind, one in found.items():
-            print(f"{kind:8} " + "   ".join(f"{name} {value:g}" for name, value in one.items()))
+    return tell(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Rung = Literal["message", "sigint", "kill", "box"]
 
 GRACE_S = 1.0
-WELCOME_S = 0.3
+WELCOME_S = 0.03
 """A kernel greets whoever listens to its output; one that does not is asked something."""
 CUT_OFF_S = 0.5
 """From the end of a connection to the exit of the process; a kernel that lives on was cut off for what it sent."""

@@ -9,7 +9,7 @@ from boxes import BOXES, opened, printed
 
 from dojo_kernel.records import Display, Limits
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(600)]
 FORKS = 50
 CELL_S = 60
 IMAGE = "dojo-kernel:test"
