@@ -56,7 +56,6 @@ class Cell:
     def __init__(self, max_chars: int) -> None:
         self.msg_id = ""
         self.collector = Collector(max_chars)
-        self.busy = False
         self.idle = False
         self.reply: dict[str, Any] | None = None
         self.expressions: dict[str, Any] = {}
@@ -235,11 +234,9 @@ class Executor:
             self._late_of(self._known[message.parent]).add(message.kind, message.content)
 
     def _on_status(self, cell: Cell, state: object) -> None:
-        if state == "busy":
-            cell.busy = True
-        elif state == "idle":
+        if state == "idle":
             cell.idle = True
-        self._wake.set()
+            self._wake.set()
 
     def take_late(self) -> tuple[Late, ...]:
         """Output that came after its cell was over, since the last call."""

@@ -6,7 +6,6 @@ Everything happens in callbacks of the caller's event loop, so one loop serves m
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import os
@@ -157,10 +156,7 @@ class Wire:
         return msg_id
 
     def _sign(self, parts: list[bytes]) -> bytes:
-        mac = hmac.new(self._key, digestmod=hashlib.sha256)
-        for part in parts:
-            mac.update(part)
-        return mac.hexdigest().encode()
+        return hmac.digest(self._key, b"".join(parts), "sha256").hex().encode()
 
     def _look(self, name: str) -> None:
         monitor = self._monitors.get(name)
@@ -216,7 +212,7 @@ class Wire:
             raise ValueError("no signature of the kernel")
         if max(len(part) for part in parts[:3]) > MAX_HEADER:
             raise ValueError("header too long")
-        header, parent, metadata, content = (json.loads(part) for part in parts)
+        header, parent, metadata, content = ({} if part == b"{}" else json.loads(part.decode()) for part in parts)
         kind = header["msg_type"]
         if not (isinstance(kind, str) and isinstance(content, dict) and isinstance(metadata, dict) and isinstance(parent, dict)):
             raise TypeError("not a message")

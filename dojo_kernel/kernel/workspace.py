@@ -92,7 +92,7 @@ class Workspace:
     def signature(self, name: str) -> tuple[int, ...] | None:
         """Changes when the file does; None when there is no such file."""
         try:
-            status = os.lstat(self.path / name)
+            status = os.lstat(f"{self.path}/{name}")
         except (OSError, ValueError):
             return None
         return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
