@@ -383,6 +383,11 @@ class BoxProvisioner(KernelProvisionerBase):
         """Why the box is gone, though nobody closed it; None while it is there, or was never started."""
         return self._wire.over if self._wire is not None else None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the zygote could not import, a line each."""
+        return tuple(self._wire.warnings) if self._wire is not None else ()
+
     async def start_box(self) -> None:
         """Raises KernelStartError. Again is no error while the box lives."""
         async with self._starting:

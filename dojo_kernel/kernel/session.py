@@ -166,6 +166,7 @@ class KernelSession:
         except BaseException:
             await self.close()
             raise
+        self._news = tuple(f"{warning}." for warning in self._box.warnings)
         image = getattr(self._box, "image_digest", None)
         self.image = image if isinstance(image, str) else None
 

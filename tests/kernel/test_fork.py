@@ -170,6 +170,17 @@ async def test_a_fork_of_a_fork_of_a_fork_has_the_same_stack(kernel):
     assert await run(kernel, "print(count, len(inspect.stack()) == depth)") == "12 True\n"
 
 
+async def test_a_module_that_cannot_be_preloaded_is_named_with_the_first_cell(shared, tmp_path):
+    tmp_path.chmod(0o755)
+    kernel = await opened(shared.box, tmp_path, preload=("colorsys", "no_such_module"))
+    try:
+        execution = await kernel.execute("import sys; print('colorsys' in sys.modules)", 20)
+    finally:
+        await kernel.close()
+    assert printed(execution) == "True\n"
+    assert any("no_such_module cannot be preloaded: ModuleNotFoundError" in note for note in execution.notes)
+
+
 async def test_a_cell_in_an_empty_scratch_kernel_sees_nothing(kernel):
     await run(kernel, "x = 1")
     execution = await kernel.validate("x", 30, state="fresh")
