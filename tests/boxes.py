@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import textwrap
 import time
@@ -19,7 +20,7 @@ from dojo_kernel.records import Enforcement, Execution, Limits, Stream
 from dojo_kernel.settings import KernelSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from dojo_kernel.kernel.box import BoxProvisioner
 
@@ -87,6 +88,33 @@ def needs_held_memory(enforcement: tuple[Enforcement, ...]) -> None:
     """Skips where no cgroup holds the memory of the box: a plain process, or a host that is not root."""
     if not any(one.limit == "memory" and one.by == "cgroup" for one in enforcement):
         pytest.skip("no cgroup holds this box's memory here")
+
+
+@contextlib.asynccontextmanager
+async def lasting(kind: str, folders: pytest.TempPathFactory, **settings: object) -> AsyncIterator[KernelSession]:
+    """A session for all tests of a module; `anew` before each."""
+    data = folders.mktemp("data")
+    data.chmod(0o755)  # the box may have another uid
+    kernel = await opened(kind, data, **settings)
+    try:
+        yield kernel
+    finally:
+        await kernel.close()
+
+
+async def anew(kernel: KernelSession) -> KernelSession:
+    """The same box with an empty kernel and an empty workspace."""
+    kernel._deaths = 0
+    await kernel.restart()
+    await went_well(kernel, "!rm -rf -- ./*")
+    return kernel
+
+
+async def went_well(kernel: KernelSession, code: str, timeout_s: float = 60) -> str:
+    """What a cell prints that has to end well."""
+    execution = await kernel.execute(code, timeout_s)
+    assert execution.status == "ok", execution
+    return printed(execution)
 
 
 def printed(execution: Execution, name: str = "stdout") -> str:

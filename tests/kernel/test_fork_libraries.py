@@ -1,11 +1,12 @@
 """Parent and child go on computing after a fork, with every library that keeps threads or processes of its own."""
 
 import asyncio
+import os
 import subprocess
 
 import pytest
 import pytest_asyncio
-from boxes import BOXES, opened, printed
+from boxes import BOXES, anew, lasting, printed, went_well
 
 from dojo_kernel.records import Display, Limits
 
@@ -78,25 +79,14 @@ async def shared(request, tmp_path_factory):
         request.param == "docker"
         and subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode
     ):
-        pytest.skip(f"no image {IMAGE}: make image TEST=1")
-    data = tmp_path_factory.mktemp("data")
-    data.chmod(0o755)  # the box may have another uid
-    kernel = await opened(request.param, data, limits=Limits(cpus=2, memory_gb=2, pids=512), image=IMAGE)
-    yield kernel
-    await kernel.close()
+        (pytest.fail if "docker" in os.environ.get("DOJO_REQUIRE", "") else pytest.skip)(f"no image {IMAGE}: make image TEST=1")
+    async with lasting(request.param, tmp_path_factory, limits=Limits(cpus=2, memory_gb=2, pids=512), image=IMAGE) as found:
+        yield found
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def kernel(shared):
-    shared._deaths = 0
-    await shared.restart()
-    return shared
-
-
-async def run(kernel, code):
-    execution = await kernel.execute(code, CELL_S)
-    assert execution.status == "ok", execution
-    return printed(execution)
+    return await anew(shared)
 
 
 async def tried(kernel, code):
@@ -108,7 +98,7 @@ async def tried(kernel, code):
 
 async def need(kernel, *modules):
     asked = f"import importlib.util\nprint([name for name in {modules!r} if importlib.util.find_spec(name) is None])"
-    missing = await run(kernel, asked)
+    missing = await went_well(kernel, asked)
     if missing != "[]\n":
         how = "make image TEST=1" if kernel.box == "docker" else "make test"
         pytest.skip(f"not in this box: {missing.strip()}; {how} installs what pip finds")
@@ -117,14 +107,14 @@ async def need(kernel, *modules):
 @pytest.mark.parametrize("name", LIBRARIES)
 async def test_parent_and_child_go_on_computing(kernel, name):
     await need(kernel, *({name} & EXTRA))
-    await run(kernel, BEFORE + LIBRARIES[name])
-    answer, helped = (await run(kernel, "print(*shared())")).split()
+    await went_well(kernel, BEFORE + LIBRARIES[name])
+    answer, helped = (await went_well(kernel, "print(*shared())")).split()
     assert helped == "True", "the library works with more than one thread here, or this test shows nothing"
     for number in range(FORKS):
         said = printed(await tried(kernel, "print(*shared())"))
         assert said == f"{answer} True\n", number
         if number % 5 == 0:
-            assert await run(kernel, "print(compute())") == f"{answer}\n", number
+            assert await went_well(kernel, "print(compute())") == f"{answer}\n", number
 
 
 async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
@@ -132,19 +122,19 @@ async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
     together = (
         BEFORE + "computes = []\n" + "".join(f"{code}\ncomputes.append(compute)\n" for code in reversed(LIBRARIES.values()))
     )
-    await run(kernel, together)
+    await went_well(kernel, together)
     ask = "print(*[compute() for compute in computes])"
-    answer = await run(kernel, ask)
+    answer = await went_well(kernel, ask)
     runtimes = "import re\nprint(len(set(re.findall(r'/\\S*/lib[gi]?omp[^/\\s]*\\.so\\S*', open('/proc/self/maps').read()))))"
-    assert int(await run(kernel, runtimes)) > 1, "each library brings its own OpenMP"
+    assert int(await went_well(kernel, runtimes)) > 1, "each library brings its own OpenMP"
     for number in range(FORKS):
         assert printed(await tried(kernel, ask)) == answer, number
         if number % 5 == 0:
-            assert await run(kernel, ask) == answer, number
+            assert await went_well(kernel, ask) == answer, number
 
 
 async def test_joblib_threads_work_on_both_sides(kernel):
-    await run(
+    await went_well(
         kernel,
         BEFORE
         + """
@@ -161,11 +151,11 @@ def compute():
     return digest(RandomForestRegressor(n_estimators=6, n_jobs=2, random_state=0).fit(X, y).predict(X[:200]).round(9))
 """,
     )
-    answer = await run(kernel, "print(compute())")
+    answer = await went_well(kernel, "print(compute())")
     for number in range(FORKS):
         assert printed(await tried(kernel, "print(compute())")) == answer, number
         if number % 5 == 0:
-            assert await run(kernel, "print(compute())") == answer, number
+            assert await went_well(kernel, "print(compute())") == answer, number
 
 
 LOKY = """
@@ -178,8 +168,8 @@ def compute():
 
 
 async def test_joblib_workers_are_not_shared_by_a_fork(kernel):
-    await run(kernel, LOKY)
-    total, parents = eval(await run(kernel, "print(compute())"))
+    await went_well(kernel, LOKY)
+    total, parents = eval(await went_well(kernel, "print(compute())"))
     for number in range(FORKS):
         if number % 10:  # starting workers takes seconds; every tenth child does
             assert printed(await tried(kernel, "print(1)")) == "1\n"
@@ -188,12 +178,12 @@ async def test_joblib_workers_are_not_shared_by_a_fork(kernel):
         mine, childs = eval(printed(execution))
         assert mine == total
         assert not set(childs) & set(parents), "workers of its own"
-        again, still = eval(await run(kernel, "print(compute())"))
+        again, still = eval(await went_well(kernel, "print(compute())"))
         assert (again, still) == (total, parents), "the parent's pool lives"
 
 
 async def test_figures_stay_open_and_show_on_both_sides(kernel):
-    await run(
+    await went_well(
         kernel,
         """
 import io, hashlib, matplotlib.pyplot as plt
@@ -204,22 +194,22 @@ def compute():
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 """,
     )
-    answer = await run(kernel, "print(compute())")
+    answer = await went_well(kernel, "print(compute())")
     for number in range(FORKS):
         execution = await tried(kernel, "print(compute()); assert plt.gcf() is figure; plt.title('mine'); plt.show()")
         assert printed(execution) == answer, number
         assert any(isinstance(output, Display) and "image/png" in output.data for output in execution.outputs), execution
         if number % 5 == 0:
-            assert await run(kernel, "print(compute())") == answer, "the child's title is the child's"
+            assert await went_well(kernel, "print(compute())") == answer, "the child's title is the child's"
 
 
 async def test_branches_compute_side_by_side(kernel):
-    await run(kernel, BEFORE + LIBRARIES["sklearn"])
-    answer = await run(kernel, "print(compute())")
+    await went_well(kernel, BEFORE + LIBRARIES["sklearn"])
+    answer = await went_well(kernel, "print(compute())")
     branches = await kernel.branch(4)
     try:
         for _ in range(3):
-            said = await asyncio.gather(*(run(one, "print(compute())") for one in (kernel, *branches)))
+            said = await asyncio.gather(*(went_well(one, "print(compute())") for one in (kernel, *branches)))
             assert set(said) == {answer}
     finally:
         for one in branches:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from boxes import BOXES, opened, printed
+from boxes import BOXES, anew, lasting, opened, printed, went_well
 
 from dojo_kernel.errors import ForkRefusedError
 
@@ -17,25 +17,13 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
 async def shared(request, tmp_path_factory):
-    data = tmp_path_factory.mktemp("data")
-    data.chmod(0o755)  # the box may have another uid
-    kernel = await opened(request.param, data)
-    yield kernel
-    await kernel.close()
+    async with lasting(request.param, tmp_path_factory) as found:
+        yield found
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def kernel(shared):
-    shared._deaths = 0
-    await shared.restart()
-    await run(shared, "!rm -rf -- ./*")
-    return shared
-
-
-async def run(kernel, code):
-    execution = await kernel.execute(code, 60)
-    assert execution.status == "ok", execution
-    return printed(execution)
+    return await anew(shared)
 
 
 # --- graphics cards --------------------------------------------------------------------------------------------------
@@ -50,7 +38,7 @@ async def refused_and_tried_empty(kernel, why):
         await kernel.checkpoint("")
     with pytest.raises(ForkRefusedError, match=why):
         await kernel.branch(1)
-    assert await run(kernel, "print(x)") == "1\n"
+    assert await went_well(kernel, "print(x)") == "1\n"
 
 
 @pytest.fixture
@@ -70,9 +58,9 @@ async def test_an_open_graphics_device_refuses_the_fork(tmp_path, device):
     tmp_path.chmod(0o755)
     kernel = await opened("process", tmp_path)  # the only box that sees the host's /dev
     try:
-        await run(kernel, f"x = 1; card = open({str(device)!r}, 'rb')")
+        await went_well(kernel, f"x = 1; card = open({str(device)!r}, 'rb')")
         await refused_and_tried_empty(kernel, "a GPU is in use")
-        await run(kernel, "card.close()")
+        await went_well(kernel, "card.close()")
         assert (await kernel.validate("x", 60)).forked, "again as soon as it is closed"
     finally:
         await kernel.close()
@@ -91,7 +79,7 @@ async def test_initialised_cuda_refuses_the_fork(tmp_path):
     tmp_path.chmod(0o755)
     kernel = await opened("process", tmp_path)
     try:
-        await run(kernel, CUDA + CONTEXT)
+        await went_well(kernel, CUDA + CONTEXT)
         await refused_and_tried_empty(kernel, "a GPU is in use")
     finally:
         await kernel.close()
@@ -118,7 +106,7 @@ async def test_an_openmp_runtime_that_does_not_pause_refuses_the_fork(tmp_path, 
     subprocess.run(made, check=True)
     kernel = await opened(box, tmp_path)
     try:
-        await run(kernel, f"import ctypes; x = 1; library = ctypes.CDLL('{kernel.data_path}/libgomp-old.so.1')")
+        await went_well(kernel, f"import ctypes; x = 1; library = ctypes.CDLL('{kernel.data_path}/libgomp-old.so.1')")
         await refused_and_tried_empty(kernel, why)
     finally:
         await kernel.close()
@@ -128,7 +116,7 @@ async def test_an_openmp_runtime_that_does_not_pause_refuses_the_fork(tmp_path, 
 
 
 async def test_a_lock_of_a_thread_that_is_gone_costs_the_trial_run_its_time_and_nothing_else(kernel):
-    await run(
+    await went_well(
         kernel,
         "import threading, time\nlock, held, done = threading.Lock(), threading.Event(), threading.Event()\n"
         "def hold():\n    with lock:\n        held.set(); done.wait()\n"
@@ -139,14 +127,14 @@ async def test_a_lock_of_a_thread_that_is_gone_costs_the_trial_run_its_time_and_
     assert execution.status == "timeout"
     assert printed(execution) == "before\n"
     assert any("thread keeper" in note for note in execution.notes), "it is named, so that the reader can tell why"
-    assert await run(
+    assert await went_well(
         kernel, "print(x, keeper.is_alive()); done.set(); keeper.join(); print(lock.acquire(timeout=5)); lock.release()"
     ) == ("1 True\nTrue\n")
     assert printed(await kernel.validate("print(lock.acquire(timeout=5))", 20)) == "True\n"
 
 
 async def test_logging_and_printing_work_in_forks_of_a_kernel_whose_thread_logs_and_prints(kernel):
-    await run(
+    await went_well(
         kernel,
         "import logging, sys, threading\nlogger = logging.getLogger('mine'); logger.setLevel('INFO'); logger.propagate = False\n"
         "logger.addHandler(logging.StreamHandler(sys.stdout)); logger.addHandler(logging.FileHandler('mine.log'))\n"
@@ -161,12 +149,12 @@ async def test_logging_and_printing_work_in_forks_of_a_kernel_whose_thread_logs_
         assert execution.forked
         assert execution.status == "ok", (number, execution)
         assert printed(execution).splitlines()[-2:] == [f"child {number}", f"printed {number}"]
-    await run(kernel, "stop.set()\nfor one in threads: one.join()")
-    assert await run(kernel, "print('child' in open('mine.log').read())") == "False\n", "the child logged into its own copy"
+    await went_well(kernel, "stop.set()\nfor one in threads: one.join()")
+    assert await went_well(kernel, "print('child' in open('mine.log').read())") == "False\n", "the child logged into its own copy"
 
 
 async def test_buffered_files_that_a_thread_writes_work_in_forks(kernel):
-    await run(
+    await went_well(
         kernel,
         "import threading\nbusy = open('busy.bin', 'wb'); stop = threading.Event()\n"
         "def fill():\n    while not stop.is_set():\n        busy.write(b'x' * 100000); busy.flush()\n"
@@ -177,4 +165,4 @@ async def test_buffered_files_that_a_thread_writes_work_in_forks(kernel):
         execution = await kernel.validate("busy.write(b'child'); busy.flush(); print('done')", 10)
         assert execution.forked
         assert printed(execution) == "done\n", (number, execution)
-    await run(kernel, "stop.set(); t.join(); busy.close(); assert b'child' not in open('busy.bin', 'rb').read()")
+    await went_well(kernel, "stop.set(); t.join(); busy.close(); assert b'child' not in open('busy.bin', 'rb').read()")
