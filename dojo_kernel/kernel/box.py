@@ -56,6 +56,7 @@ SOCKETS_BYTES = 64 << 20
 MAX_LINE = 1 << 16
 FAILURE_BYTES = 1 << 16
 WATCH_S = 0.5
+QUOTA = "the workspace by size and number of files, branches and checkpoints together by as much again"
 WATCHED = "the workspace is measured twice a second: it can be exceeded for a moment; RLIMIT_FSIZE holds each file"
 GB = 1 << 30
 

@@ -25,7 +25,7 @@ from docker.types import DeviceRequest, LogConfig, Ulimit
 
 from dojo_kernel.errors import BoxLostError, BoxUnavailableError, KernelStartError
 from dojo_kernel.kernel import reaper
-from dojo_kernel.kernel.box import GB, INSIDE, WATCHED, BoxProvisioner
+from dojo_kernel.kernel.box import GB, INSIDE, QUOTA, WATCHED, BoxProvisioner
 from dojo_kernel.kernel.seccomp import docker_profile
 from dojo_kernel.records import Enforcement, Limits
 
@@ -373,7 +373,7 @@ class DockerProvisioner(BoxProvisioner):
 
     def _enforcement(self) -> tuple[Enforcement, ...]:
         quota = self.workspace.quota
-        disk = Enforcement(limit="disk", by="tmpfs" if quota else "watchdog", detail="/workspace" if quota else WATCHED)
+        disk = Enforcement(limit="disk", by="tmpfs" if quota else "watchdog", detail=QUOTA if quota else WATCHED)
         return (*enforcement(self.limits, engine().info), disk)
 
 

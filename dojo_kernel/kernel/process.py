@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any, ClassVar
 
-from dojo_kernel.kernel.box import INSIDE, BoxProvisioner
+from dojo_kernel.kernel.box import INSIDE, QUOTA, BoxProvisioner
 from dojo_kernel.records import Enforcement
 
 
@@ -93,7 +93,7 @@ class ProcessProvisioner(BoxProvisioner):
 
     def _enforcement(self) -> tuple[Enforcement, ...]:
         nothing: Any = ("isolation", "network", "memory", "cpu", "pids", "syscalls", "gpu", "gpu_memory")
-        disk = ("tmpfs", "size and number of files of the workspace") if self.workspace.quota else ("nothing", "")
+        disk = ("tmpfs", QUOTA) if self.workspace.quota else ("nothing", "")
         return (
             *(Enforcement(limit=limit, by="nothing", detail="a plain process of this user") for limit in nothing),
             Enforcement(limit="disk", by=disk[0], detail=disk[1]),

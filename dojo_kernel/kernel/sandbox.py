@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 
 from dojo_kernel.errors import KernelStartError
 from dojo_kernel.kernel import reaper, seccomp
-from dojo_kernel.kernel.box import GB, INSIDE, WATCH_S, WATCHED, BoxProvisioner
+from dojo_kernel.kernel.box import GB, INSIDE, QUOTA, WATCH_S, WATCHED, BoxProvisioner
 from dojo_kernel.records import Enforcement, Limits
 from dojo_kernel.settings import data_root, state_root
 
@@ -434,7 +434,7 @@ class SandboxProvisioner(BoxProvisioner):
             Enforcement(
                 limit="disk",
                 by="tmpfs" if quota else "watchdog",
-                detail="size and number of files of the workspace" if quota else WATCHED,
+                detail=QUOTA if quota else WATCHED,
             ),
             Enforcement(limit="syscalls", by="seccomp", detail="deny-list; socket families by equality"),
             Enforcement(limit="gpu", by="namespace", detail="no device is visible"),
