@@ -181,6 +181,10 @@ class _Loop:
             future.cancel()
             raise
 
+    def is_here(self) -> bool:
+        """Whether the caller runs in the loop's own thread, and must not wait for it."""
+        return threading.current_thread() is self._thread
+
     def entered(self) -> _Loop:
         """By one more environment."""
         with _loops_lock:
@@ -271,8 +275,7 @@ class _Seat:
     def info(self, step: Step | None) -> dict[str, Any]:
         """New objects each call; nothing in it depends on the clock."""
         episode = self.present()
-        spec = episode.competition
-        info: dict[str, Any] = {"competition": spec.slug, "synthetic": spec.synthetic}
+        info: dict[str, Any] = {"competition": episode.competition.slug, "synthetic": episode.synthetic}
         info |= {"done_reason": "", "grade": {}, "final": {}}
         if step is not None and step.grade is not None:
             info["grade"] = step.grade.model_dump(mode="json")
@@ -436,6 +439,9 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
 
 def _shut(loop: _Loop, seats: list[_Seat]) -> None:
+    if loop.is_here():  # the collector of garbage came by
+        threading.Thread(target=_shut, args=(loop, seats), name="dojo-shut").start()
+        return
     try:
         loop.run(_leave_all(seats))
     finally:

@@ -147,6 +147,8 @@ class Episode:
     def __init__(self, table: _Table, journal: Journal, kernel: Kernel, grader: _SharedGrader, events: list[Event]) -> None:
         self._table = table
         self.competition = table.competition
+        self.synthetic = table.competition.synthetic
+        """Whether the data was made by `dojo synth`; asked once, as it is read from a file."""
         self.settings = table.settings
         self.kernel_settings = table.kernel
         self.folder = table.folder
@@ -962,7 +964,7 @@ def _metadata(episode: Episode) -> str:
             "tags": spec.tags,
             "metric": spec.metric,
             "better": spec.better,
-            "synthetic": spec.synthetic,
+            "synthetic": episode.synthetic,
             "id_column": spec.submission.id,
             "prediction_columns": spec.predicted,
             "feedback_rows": episode.feedback_rows,
@@ -995,7 +997,7 @@ def _welcome(episode: Episode, began: Opened | Resumed | Branched) -> str:
         f"Left: {left}; one cell runs at most {settings.cell_timeout_s:.0f} s.",
         f"Actions: {', '.join(episode.actions)}. Start with request_info.",
     ]
-    if spec.synthetic:
+    if episode.synthetic:
         lines.insert(1, f"This is {SYNTHETIC}. Nothing can be learnt from it.")
     if isinstance(began, Branched):
         lines.append(

@@ -1,5 +1,6 @@
 """The sync faces, against a real kernel in a plain process and, where no box matters, against one in memory."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -410,6 +411,23 @@ def test_a_forgotten_environment_takes_its_pool_with_it():
     del env
     gc.collect()
     assert not any(place.exists() for place in places)
+
+
+def test_one_that_is_collected_within_the_loop_it_shares_is_closed_too():
+    async def collect():
+        gc.collect()
+
+    with contextlib.closing(DojoEnv("wine", kernel=PROCESS)) as env:
+        env.reset()
+        (branch,) = env.branch(1)
+        kernel = branch.episode.kernel
+        branch.itself = branch
+        del branch
+        env._loop.run(collect())
+        end = time.monotonic() + 10
+        while kernel.alive and time.monotonic() < end:
+            env.step(cell("1"))
+        assert not kernel.alive
 
 
 PROGRAM = """
