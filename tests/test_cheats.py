@@ -238,6 +238,7 @@ HARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_no_cell_holds_the_host_while_its_syntax_is_read(name):
     begun = time.thread_time()

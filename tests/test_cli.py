@@ -202,6 +202,7 @@ def test_a_run_is_shown_kept_written_again_and_replayed(home: Path, capfd: pytes
     assert "not prepared" not in out
 
 
+@pytest.mark.slow
 def test_a_changed_notebook_diverges_and_a_changed_journal_is_refused(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = played(home, capfd)
     text = (folder / "notebook.ipynb").read_text()
@@ -242,6 +243,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_a_replay_of_a_run_plays_its_branches_too_when_told(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     subprocess.run([sys.executable, "-c", BRANCHING, "run"], check=True, timeout=100)
     status, out, err = call(capfd, "replay", "run", "--box", "process")
@@ -297,6 +299,7 @@ def without_boxes(home: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_a_foreign_agent_that_calls_itself_trusted_gets_no_plain_process(home: Path) -> None:
     arguments = ["run", "wine", "--agent", "two_agents:Two", "--name", "foreign"]
     done = without_boxes(home, *arguments)
@@ -308,6 +311,7 @@ def test_a_foreign_agent_that_calls_itself_trusted_gets_no_plain_process(home: P
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_the_bundled_agent_falls_through_to_a_process_with_a_warning(home: Path) -> None:
     done = without_boxes(home, "run", "wine", "--max-steps", "2", "--json")
     assert done.returncode == 0, done.stderr
@@ -415,6 +419,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_can_go_on(home: Path) -> None:
     assert "final score" in again.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_steps_and_says_how_to_go_on(home: Path) -> None:
     words = [
         sys.executable,
@@ -482,6 +487,7 @@ def test_synthetic_data_is_marked_in_the_list_and_at_prepare(noise: Path, capfd:
     assert f"diabetes: {SYNTHETIC}" not in out
 
 
+@pytest.mark.slow
 def test_synthetic_data_is_marked_wherever_a_run_shows_a_score(noise: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capfd, "run", "wine", "--agent", "two_agents:Two", "--box", "process", "--name", "one")
     assert status == 0
@@ -511,6 +517,7 @@ def test_synthetic_data_is_marked_wherever_a_run_shows_a_score(noise: Path, capf
     assert json.loads(out)["synthetic"] is True
 
 
+@pytest.mark.slow
 def test_other_data_is_not_marked(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = played(home, capfd)
     assert '"synthetic": true' not in (folder / "notebook.ipynb").read_text()

@@ -335,6 +335,7 @@ def wait_for(pool, count):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", ["process", *ISOLATED])
 def test_a_reset_takes_a_waiting_box_and_the_journal_names_its_own_episode(box, tmp_path):
     pool = WarmPool(1)
@@ -365,6 +366,7 @@ def test_a_reset_takes_a_waiting_box_and_the_journal_names_its_own_episode(box, 
     assert all(journal[-1].reason == "closed" and journal[-1].final is not None for journal in journals)
 
 
+@pytest.mark.slow
 def test_two_environments_may_share_a_pool_which_goes_with_the_last_of_them():
     pool = WarmPool(2)
     kernel = {**PROCESS, "preload": ("json",)}
@@ -389,6 +391,7 @@ def test_two_environments_may_share_a_pool_which_goes_with_the_last_of_them():
     again.close()
 
 
+@pytest.mark.slow
 def test_several_seats_take_their_boxes_from_one_pool():
     envs = gym.make_vec("dojo_kernel/Dojo-v0", num_envs=3, competition="wine", kernel={**PROCESS, "preload": ("json",)}, pool=2)
     try:
@@ -445,6 +448,7 @@ if sys.argv[2] == "interrupted":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["at its end", "interrupted"])
 @pytest.mark.parametrize("box", ["process", *ISOLATED])
 def test_a_program_that_closes_nothing_leaves_nothing(box, end, tmp_path):

@@ -258,6 +258,7 @@ def test_the_bundled_percentile_board_ranks_them_within_half_a_percent() -> None
 # --- journals ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_played_episode_becomes_a_row_with_its_protocol_failures_and_curve(tmp_path: Path) -> None:
     rows, passed = read_folders([await played(tmp_path)])
     assert passed == []

@@ -161,6 +161,7 @@ async def test_no_two_episodes_have_the_same_gpu_and_each_is_given_back() -> Non
     await asyncio.gather(*(episode() for _ in range(6)))
 
 
+@pytest.mark.slow
 async def test_a_box_gets_the_gpus_of_its_slot_and_the_journal_does_not_pin_them(tmp_path) -> None:
     given = []
 
@@ -175,6 +176,7 @@ async def test_a_box_gets_the_gpus_of_its_slot_and_the_journal_does_not_pin_them
     assert read_journal(Path(results[0].folder))[0].settings["kernel"]["limits"]["gpus"] == []
 
 
+@pytest.mark.slow
 async def test_the_queue_keeps_the_rest_waiting_and_says_why(tmp_path) -> None:
     class Notes(Watcher):
         lines: list[str] = []
@@ -200,6 +202,7 @@ async def test_the_queue_keeps_the_rest_waiting_and_says_why(tmp_path) -> None:
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_table_shows_state_step_score_standing_cost_and_time_of_many_episodes(tmp_path) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=140, height=40)
     agents = [{"kind": f"{__name__}:Sleepy"}, {"kind": f"{__name__}:Sleepy", "name": "buggy", "options": {"fail": True}}]
@@ -228,6 +231,7 @@ async def test_the_table_shows_state_step_score_standing_cost_and_time_of_many_e
     assert "finished" in console.file.getvalue()
 
 
+@pytest.mark.slow
 async def test_a_table_is_never_higher_than_the_terminal_and_shows_who_plays_first(tmp_path) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=100, height=7)
     heights: list[list[str]] = []
@@ -245,6 +249,7 @@ async def test_a_table_is_never_higher_than_the_terminal_and_shows_who_plays_fir
     assert all("playing" in lines[1] for lines in heights)
 
 
+@pytest.mark.slow
 def test_where_nobody_looks_at_a_terminal_many_episodes_are_a_line_a_step(tmp_path) -> None:
     (tmp_path / "two_cells.py").write_text(QUICK)
     done = subprocess.run(
@@ -302,6 +307,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_of_a_killed_runner_nothing_is_left_and_resume_plays_exactly_what_is_missing(tmp_path) -> None:
     (tmp_path / "two_cells.py").write_text(QUICK)
     folder = tmp_path / "runs" / "many"

@@ -333,6 +333,7 @@ LOOK = ExecuteCode(
 )
 
 
+@pytest.mark.slow
 async def test_a_key_is_in_no_box_journal_or_notebook_and_a_replay_asks_no_model(tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_API_KEY", "lab-secret-123456")
     monkeypatch.setenv("DOJO_CONFIG", str(tmp_path / "config"))

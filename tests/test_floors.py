@@ -1,6 +1,7 @@
 """Which way imports may go: no room reaches up or sideways, and each library has its home."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,13 @@ def room(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def imports(path):
     """(top-level name, room of ours or None) of every import in the file; type-checking ones count too."""
+    return tuple(_imports(path))
+
+
+def _imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):

@@ -56,6 +56,7 @@ def experiment(**changes: Any) -> Experiment:
     )
 
 
+@pytest.mark.slow
 async def test_every_competition_is_played_once_a_seed_in_its_own_folder(tmp_path: Path) -> None:
     results = await run(experiment(), out=tmp_path, start_kernel=open_memory_kernel)
     assert {one.name for one in results} == {"wine-two-0", "wine-two-1", "diabetes-two-0", "diabetes-two-1"}
@@ -70,6 +71,7 @@ async def test_every_competition_is_played_once_a_seed_in_its_own_folder(tmp_pat
         assert read_journal(folder)[0].seed == one.seed
 
 
+@pytest.mark.slow
 async def test_a_finished_run_is_not_overwritten_but_skipped_on_resume(tmp_path: Path) -> None:
     first = await run(experiment(), out=tmp_path, start_kernel=open_memory_kernel)
     with pytest.raises(ConfigError, match="--resume"):
@@ -190,6 +192,7 @@ def _descendants(pid: int) -> list[int]:
     return [int(one) for one in found] + [deep for one in found for deep in _descendants(int(one))]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_everything_removes_the_box_and_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "slow_agent.py").write_text(SLOW.replace("SECONDS", "600"))
     argv = [sys.executable, "-m", "dojo_kernel", "run", "wine", "--agent", "slow_agent:Slow", "--box", "process", "--name", "cut"]

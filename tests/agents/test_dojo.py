@@ -69,6 +69,12 @@ def cell(code: str, text: str = "") -> Say:
     return Say(text, calls=[call("execute_code", code=code)])
 
 
+a_dialect_and_the_rest = pytest.mark.parametrize(
+    "dialect", ["chat", *(pytest.param(one, marks=pytest.mark.slow) for one in DIALECTS if one != "chat")]
+)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_model_plays_by_tool_calls_in_every_dialect(dialect: str, tmp_path: Path) -> None:
     script = [
@@ -102,7 +108,7 @@ async def test_tokens_of_each_step_and_of_the_end_are_in_the_journal(tmp_path: P
     assert first.plus(second).plus(last).model_dump(exclude={"seconds"}) == game.agent.spent.model_dump(exclude={"seconds"})
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@a_dialect_and_the_rest
 async def test_bad_calls_are_handed_back_and_cost_no_step(dialect: str, tmp_path: Path) -> None:
     script = [
         Say(calls=[Call("execute_code", '{"code": "print(1)"')] if dialect != "messages" else [Call("execute_code", "[1]")]),
@@ -168,7 +174,7 @@ async def test_several_calls_of_one_answer_are_played_in_order_until_one_fails(t
     ],
     ids=["no call", "refusal", "length"],
 )
-@pytest.mark.parametrize("dialect", DIALECTS)
+@a_dialect_and_the_rest
 async def test_a_model_that_makes_no_call_is_reminded_and_then_ends_its_episode(
     say: Say, why: str, dialect: str, tmp_path: Path
 ) -> None:
@@ -383,7 +389,7 @@ async def test_blocks_that_cannot_be_played_are_handed_back(tmp_path: Path) -> N
         assert words in server.requests[number].body["messages"][-1]["content"]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@a_dialect_and_the_rest
 async def test_any_chat_model_can_write_fenced_code(dialect: str, tmp_path: Path) -> None:
     with ModelServer([Say(f"```python\n{SAMPLE}\n```", thought="hm"), Say("```python\n1\n```"), Say("```finish\n```")]) as server:
         game = await Game(tmp_path / "e", server).play(CodeActAgent, dialect)

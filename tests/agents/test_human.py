@@ -46,6 +46,7 @@ async def test_an_unfinished_cell_can_be_run_as_it_is(tmp_path: Path) -> None:
     assert await typed("print(\x1b\r", tmp_path) == [ExecuteCode(code="print(")]
 
 
+@pytest.mark.slow
 async def test_tab_completes_what_was_seen_and_indents_at_the_margin(tmp_path: Path) -> None:
     with create_pipe_input() as keyboard:
         agent = HumanAgent(history=str(tmp_path / "history"), input=keyboard, output=DummyOutput())
@@ -129,6 +130,7 @@ async def test_a_person_plays_an_episode(data: Path, tmp_path: Path, monkeypatch
     assert closed.final is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [":quit\r", "\x03"], ids=["quit", "ctrl-c"])
 def test_a_person_plays_in_a_terminal(end: str, data: Path, tmp_path: Path) -> None:
     here, there = pty.openpty()

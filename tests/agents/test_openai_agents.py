@@ -1,5 +1,6 @@
 """Agents of OpenAI's SDK in our episodes, their models played over HTTP."""
 
+import importlib.util
 import json
 import sys
 import types
@@ -16,10 +17,9 @@ from dojo_kernel.run import play
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 from dojo_kernel.testing import open_memory_kernel
 
-agents = pytest.importorskip(
-    "agents", reason="the extra agents is not installed: pip install openai-agents", exc_type=ImportError
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("agents") is None, reason="the extra agents is not installed: pip install openai-agents"
 )
-openai = pytest.importorskip("openai")
 
 SAMPLE = "import shutil; shutil.copy(DATA / 'sample_submission.csv', WORKSPACE / 'submission.csv'); None"
 
@@ -47,7 +47,7 @@ async def played(server: ModelServer, folder: Path, *, dialect: str = "chat", st
     return episode, agent
 
 
-@pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
+@pytest.mark.parametrize("dialect", ["chat", *(pytest.param(one, marks=pytest.mark.slow) for one in ("responses", "messages"))])
 async def test_the_sdk_plays_with_any_model_and_signatures_come_back(dialect: str, tmp_path: Path) -> None:
     script = [
         Say("Look.", calls=[call("request_info")], thought="hm"),
@@ -120,6 +120,9 @@ async def test_windows_and_hot_starts_are_those_of_dojo(tmp_path: Path) -> None:
 
 
 async def test_a_team_of_the_users_own_plays_with_its_own_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import agents  # noqa: PLC0415  it takes seconds
+    import openai  # noqa: PLC0415
+
     @agents.function_tool
     def double(number: int) -> str:
         """Twice the number."""

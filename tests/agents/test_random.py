@@ -13,6 +13,7 @@ from dojo_kernel.run import play
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "slug",
     [
@@ -35,6 +36,7 @@ async def test_chance_makes_valid_submissions_that_differ(slug: str, tmp_path: P
         assert not (await replay(folder, box="process")).diverged
 
 
+@pytest.mark.slow
 async def test_a_seed_draws_the_same_again_and_steps_are_the_limit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ async def test_a_node_that_submits_what_its_base_did_has_no_score_forked_or_not(
     assert forked == again == [("draft", None, None, 2.0), *[("improve", 0, 0, None)] * 2, ("improve", 0, 0, 1.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["process"])
 async def test_a_failed_cell_is_replaced_where_it_began_and_one_that_only_lacks_a_score_is_built_upon(competition, kind):
     cells = ["x = 1\nraise ValueError", "y = 7", scores("'x' in globals()"), scores("y")]
@@ -171,6 +172,7 @@ def test_the_choice_is_the_same_for_the_same_nodes():
 # --- branches ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOXES)
 async def test_siblings_run_at_the_same_time(competition, kind):
     slow = "import time\nbegin = time.time(); time.sleep(2.5); print('ran', begin, time.time())\n"
@@ -179,6 +181,7 @@ async def test_siblings_run_at_the_same_time(competition, kind):
     assert max(a, c) < min(b, d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", *BOXES])
 async def test_without_forks_the_way_is_run_again_with_the_same_result(competition, kind, tmp_path):
     episode = await searched(competition, kind, cells=CELLS, about={"folder": tmp_path / "run"}, forks=False)
@@ -255,6 +258,7 @@ async def test_steps_and_submissions_hold_over_all_branches_together(competition
     assert (len(nodes_of(episode)), episode.state.submissions, episode.closed.reason) == (7, 7, "agent")
 
 
+@pytest.mark.slow
 async def test_the_seconds_are_shared_among_siblings(competition):
     slow = ["import time; time.sleep(60)"] * 8
     episode = await searched(competition, "process", cells=slow, width=2, drafts=8, about={"max_seconds": 4.0})
@@ -409,6 +413,7 @@ def running(pid):
         return False
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_of_a_search_but_its_journals(competition, tmp_path):
     before = set(descendants(os.getpid()))
     await searched(competition, "process", cells=CELLS, about={"folder": tmp_path / "run"})

@@ -59,6 +59,7 @@ def test_the_board_has_forty_entries_best_first(competition):
     assert [rank for rank, *_ in rows] == list(range(1, len(rows) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("competition", ALL)
 async def test_answers_win_and_the_sample_is_below_the_median(competition):
     prepare(competition)

@@ -86,6 +86,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.slow
 async def test_cheats_and_bombs_get_a_problem_that_the_agent_can_read(tmp_path):
     answers = regression_answers()
     async with Grader(make_competition(tmp_path, answers=answers, files=BOARD)) as grader:
@@ -177,6 +178,7 @@ async def test_a_metric_that_fails_on_the_truth_is_ours_and_quotes_nothing(tmp_p
     assert "CANARY" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["Id,z\n1,2\n", "Id,y\n1,2\n1,3\n", "Id,y\n1,nan\n", "Id,y\n", ""])
 async def test_broken_answers_are_ours(tmp_path, answers):
     async with Grader(make_competition(tmp_path, answers=answers)) as grader:

@@ -139,6 +139,7 @@ def test_a_part_that_does_not_fit_is_never_glued_to_the_rest(home, kaggle, capfd
     assert (home / "data/own/raw/own-on-kaggle.zip").read_bytes() == kaggle.bundle
 
 
+@pytest.mark.slow
 def test_interrupted_by_its_user_it_keeps_what_has_come_and_goes_on_from_there(home, kaggle, capfd):
     kaggle.files["images/c.bin"] = random.Random(9).randbytes(60_000_000)
     command = [sys.executable, "-m", "dojo_kernel", "prepare", "./own"]
@@ -183,6 +184,7 @@ def test_each_refusal_is_one_line_that_says_what_to_do(home, kaggle, capfd, wron
     assert not find("./own").is_prepared()
 
 
+@pytest.mark.slow
 def test_it_waits_as_long_as_kaggle_asks_and_then_goes_on(home, kaggle, capfd):
     kaggle.slow_down, kaggle.retry_after = 2, "1"
     started = time.monotonic()
@@ -205,6 +207,7 @@ def test_an_archive_that_wants_to_write_elsewhere_is_refused(home, kaggle, capfd
     assert not list(home.rglob("evil.csv"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_what_has_come(home, kaggle):
     (home / "data").mkdir()
     small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=600k none "$0" && exec "$@"']

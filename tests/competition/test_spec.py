@@ -95,6 +95,7 @@ def test_what_cannot_be_found_is_one_line(name, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_bundled_competition_is_found_by_its_slug_and_by_a_near_miss():
     for competition in catalogue():
         assert find(competition.slug) == competition

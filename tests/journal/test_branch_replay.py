@@ -96,6 +96,7 @@ async def test_a_trajectory_with_two_branches_and_one_rewind_comes_out_as_it_was
     assert report.final_equal is True
 
 
+@pytest.mark.slow
 async def test_a_restore_after_a_death_and_before_a_restart_comes_out_as_it_was(prepared, tmp_path):
     async with play(prepared, tmp_path / "run", "process") as episode:
         await cell(episode, "x = 1")
@@ -119,6 +120,7 @@ async def test_a_restore_after_a_death_and_before_a_restart_comes_out_as_it_was(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_another_number_after_a_rewind_diverges(prepared, tmp_path):
     async with play(prepared, tmp_path / "run", "process") as episode:
         await there_and_back(episode)

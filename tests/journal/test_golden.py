@@ -47,6 +47,7 @@ async def test_a_golden_run_comes_out_as_it_was(path, box):
     assert not report.diverged
 
 
+@pytest.mark.slow
 async def test_a_golden_run_with_another_score_or_output_diverges(tmp_path):
     prepare(find("wine"))
     notebook = nbformat.read(next(path for path in GOLDEN if path.stem == "wine"), as_version=4)

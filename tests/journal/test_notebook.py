@@ -319,6 +319,7 @@ def no_live_script(page: str) -> None:
     assert not re.search(r"<script>alert|<img src=x|href=\"javascript:", page), page[:2000]
 
 
+@pytest.mark.slow
 @given(journals())
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_journal_makes_a_valid_and_harmless_notebook(tmp_path_factory, events):

@@ -215,6 +215,7 @@ async def test_a_real_run_that_was_resumed_replays_from_its_journal_and_its_note
         assert not report.diverged
 
 
+@pytest.mark.slow
 async def test_the_command_exits_with_0_for_the_same_and_with_1_for_another(tmp_path, prepared, capsys):
     async with open_episode(prepared.folder, kernel=KernelSettings(box="process"), folder=tmp_path / "run") as episode:
         await episode.step(ExecuteCode(code="import random, os\nprint(1)"))

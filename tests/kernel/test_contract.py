@@ -403,6 +403,7 @@ STUBBORN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [pytest.param(code, marks=[] if name == "holds the GIL" else pytest.mark.slow, id=name) for name, code in STUBBORN.items()],
@@ -589,6 +590,7 @@ async def test_a_lost_reply_ends_the_cell_all_the_same(kernel):
     assert any("lost its reply" in note for note in execution.notes)
 
 
+@pytest.mark.slow
 async def test_an_early_forged_idle_does_not_end_the_cell(kernel):
     await kernel.restart()
     code = SESSION + (
@@ -808,6 +810,7 @@ async def _leaves_nothing(box: str, folder: Path, count: int) -> None:
     assert more == {}, "before, after"
 
 
+@pytest.mark.slow
 async def test_starts_leave_nothing_behind(box, tmp_path):
     await _leaves_nothing(box, tmp_path, 1)
 

@@ -62,6 +62,7 @@ ENGINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("host", "why"), ENGINES.values(), ids=ENGINES)
 def test_an_engine_that_cannot_be_reached_is_named_with_its_cause(tmp_path, host, why):
     found = report("docker", DOCKER_HOST=host(tmp_path))
@@ -86,6 +87,7 @@ def test_a_bubblewrap_that_may_not_make_namespaces_is_quoted_in_one_line(tmp_pat
     assert found.fix.startswith(("sudo sysctl -w ", "printf "))
 
 
+@pytest.mark.slow
 def test_a_person_reads_the_same_in_the_table_of_the_command(tmp_path):
     env = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none.sock", "COLUMNS": "200"}
     done = subprocess.run(

@@ -56,6 +56,7 @@ print(get_ipython().display_formatter.format(thing)[0]['text/plain'], 'shout' in
 """
 
 
+@pytest.mark.slow
 async def test_a_fork_knows_all_that_its_parent_knows(kernel):
     await went_well(kernel, STATE)
     first = await tried(kernel, ASKED)
@@ -77,6 +78,7 @@ async def test_a_trial_run_leaves_variables_and_files_as_they_were(kernel):
     )
 
 
+@pytest.mark.slow
 async def test_a_top_level_await_is_waited_for_in_forks_too(kernel):
     code = "import asyncio\nawait asyncio.sleep(1.5)\nprint('waited')"
     assert await went_well(kernel, code) == "waited\n"
@@ -140,6 +142,7 @@ async def test_a_thread_that_is_importing_refuses_the_fork(kernel):
     assert (await kernel.validate("x = 1", 30)).forked
 
 
+@pytest.mark.slow
 async def test_forks_while_a_thread_prints_do_not_hang(kernel):
     await went_well(
         kernel,
@@ -203,7 +206,9 @@ HOSTILE = {
 DANGEROUS = {"fills the memory": "memory", "bombs": "pids", "kills": "isolation"}
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("fills the disk", "loops") else name for name in HOSTILE]
+)
 async def test_a_hostile_trial_run_changes_nothing(kernel, name):
     if name in DANGEROUS and kernel.box == "process":
         pytest.skip(f"nothing holds {DANGEROUS[name]} in a plain process")
@@ -349,6 +354,7 @@ async def test_a_branch_outlives_its_root(tmp_path):
     assert not Path(folder).exists()
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_of_forks(kernel):
     await went_well(kernel, "import os; x = 1")
     box = kernel._box

@@ -115,6 +115,7 @@ async def test_an_openmp_runtime_that_does_not_pause_refuses_the_fork(tmp_path, 
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_lock_of_a_thread_that_is_gone_costs_the_trial_run_its_time_and_nothing_else(kernel):
     await went_well(
         kernel,

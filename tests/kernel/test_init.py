@@ -179,6 +179,7 @@ def test_the_end_of_input_ends_everything_daemons_too(wired):
     wait_until(lambda: not any(map(alive, pids)))
 
 
+@pytest.mark.slow
 def test_silence_ends_everything(tmp_path):
     wired = Wired(tmp_path, DOJO_SILENCE_S="1")
     wired.spawn("a", DAEMON)

@@ -223,6 +223,7 @@ KINDS = st.sampled_from(["stream", "display_data", "execute_result", "update_dis
 FIELDS = st.dictionaries(st.sampled_from(["name", "text", "data", "metadata", "transient", "wait", "ename", "traceback"]), ANY)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(KINDS, ANY | FIELDS | FIELDS.map(lambda content: {**content, "data": content}))))
 def test_no_content_whatever_raises_or_yields_invalid_outputs(messages):

@@ -152,6 +152,7 @@ async def test_a_box_that_died_while_it_waited_is_replaced_and_never_leased(box,
         await kernel.close()
 
 
+@pytest.mark.slow
 async def test_a_kernel_that_died_just_now_is_passed_over_too(data):
     async with pool_of(2, data) as pool:
         first, second = next(iter(pool._shelves.values())).ready
@@ -161,6 +162,7 @@ async def test_a_kernel_that_died_just_now_is_passed_over_too(data):
         await kernel.close()
 
 
+@pytest.mark.slow
 async def test_a_box_that_waited_too_long_is_replaced(data, monkeypatch):
     monkeypatch.setattr(pools, "IDLE_S", 0.3)
     async with pool_of(1, data) as pool:
@@ -182,6 +184,7 @@ async def test_the_deadline_of_a_box_leaves_room_for_its_wait(data):
         await plain.close()
 
 
+@pytest.mark.slow
 async def test_data_that_was_made_anew_is_not_served_from_a_box_that_has_the_old(data):
     async with pool_of(1, data) as pool:
         (old,) = next(iter(pool._shelves.values())).ready
@@ -203,6 +206,7 @@ async def test_data_that_was_made_anew_is_not_served_from_a_box_that_has_the_old
         await kernel.close()
 
 
+@pytest.mark.slow
 async def test_other_limits_or_other_data_are_another_sort_of_box(data, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -220,6 +224,7 @@ async def test_other_limits_or_other_data_are_another_sort_of_box(data, tmp_path
         await kernel.close()
 
 
+@pytest.mark.slow
 async def test_leases_are_served_in_the_order_they_came_and_each_gets_its_own(data):
     async with WarmPool(1) as pool:
         order = []
@@ -260,6 +265,7 @@ async def test_a_lease_that_is_given_up_costs_no_box(data):
         assert pool.ready == 1
 
 
+@pytest.mark.slow
 async def test_never_more_than_two_boxes_are_started_at_a_time(data):
     async with WarmPool(4) as pool:
         await pool.start(settings(), data_dir=data)
@@ -285,6 +291,7 @@ async def test_what_keeps_a_pool_from_its_boxes_is_heard_by_the_next_lease(data)
         assert pool.ready == shelf.making == 0, "it does not try for ever"
 
 
+@pytest.mark.slow
 async def test_after_a_failure_behind_the_scenes_the_lease_starts_a_box_itself_and_says_so(data):
     gone = data.with_name("elsewhere")
     warnings = []
@@ -305,6 +312,7 @@ async def test_after_a_failure_behind_the_scenes_the_lease_starts_a_box_itself_a
         assert pool.ready == 1, "and goes on"
 
 
+@pytest.mark.slow
 async def test_a_closed_pool_may_be_used_again_and_a_box_outlives_its_pool(data):
     pool = WarmPool(1)
     await pool.start(settings(), data_dir=data)

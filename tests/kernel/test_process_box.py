@@ -109,6 +109,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_kill_9_of_the_host_leaves_no_process_and_the_next_start_no_files(tmp_path):
     mark = f"96{os.getpid()}"
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOST), mark], stdout=subprocess.PIPE, text=True) as host:
