@@ -1,4 +1,7 @@
-"""Marks docker, sandbox, gpu and ray: skipped with the doctor's reason, or failed where DOJO_REQUIRE names the mark."""
+"""Marks docker, sandbox, gpu and ray: skipped with the doctor's reason, or failed where DOJO_REQUIRE names the mark.
+
+The mark endurance is run only where DOJO_REQUIRE names it.
+"""
 
 import asyncio
 import importlib.util
@@ -16,7 +19,7 @@ from dojo_kernel.kernel.doctor import available
 
 # A job in the background of a script ignores SIGINT, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-MARKS = ("docker", "sandbox", "gpu", "ray")
+MARKS = ("docker", "sandbox", "gpu", "ray", "endurance")
 REQUIRED = frozenset(filter(None, os.environ.get("DOJO_REQUIRE", "").split(",")))
 
 
@@ -40,6 +43,8 @@ def _gpu() -> tuple[bool, str]:
 
 
 def _probe(mark: str) -> tuple[bool, str]:
+    if mark == "endurance":
+        return mark in REQUIRED, "takes minutes; run: DOJO_REQUIRE=endurance make test"
     if mark == "ray":
         found = importlib.util.find_spec("ray") is not None
         return found, "" if found else "not installed; pip install 'dojo_kernel[ray]'"

@@ -37,6 +37,7 @@ def test_the_wheel_carries_kernelspecs_and_competitions(wheel):
     assert not [name for name in names if "answers.csv" in name or name.startswith("tests/")]
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_wheel_plays_an_episode_from_another_folder(wheel, tmp_path):

@@ -109,6 +109,7 @@ def boxes(home):
     return found
 
 
+@pytest.mark.endurance
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_episodes_of_a_lost_node_go_on_at_the_other_and_leave_no_box(home, cluster):
@@ -129,6 +130,7 @@ def test_the_episodes_of_a_lost_node_go_on_at_the_other_and_leave_no_box(home, c
     assert boxes(home) == []
 
 
+@pytest.mark.endurance
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ctrl_c_reaches_the_nodes_and_the_run_can_be_resumed(home, cluster):

@@ -18,7 +18,10 @@ from dojo_kernel.settings import EpisodeSettings, KernelSettings
     "slug",
     [
         "wine",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("breast-cancer", "diabetes", "digits", "seattle-weather")),
+        *(
+            pytest.param(name, marks=[pytest.mark.slow, pytest.mark.endurance])
+            for name in ("breast-cancer", "diabetes", "digits", "seattle-weather")
+        ),
     ],
 )
 async def test_chance_makes_valid_submissions_that_differ(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

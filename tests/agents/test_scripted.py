@@ -91,9 +91,12 @@ def test_only_classes_of_this_package_are_bundled() -> None:
     assert not is_bundled(Pretender())
 
 
+OTHERS = ("breast-cancer", "character-scripts", "diabetes", "digits", "seattle-weather")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("slug", ["breast-cancer", "character-scripts", "diabetes", "digits", "seattle-weather", "wine"])
+@pytest.mark.parametrize("slug", ["wine", *(pytest.param(slug, marks=pytest.mark.endurance) for slug in OTHERS)])
 async def test_it_beats_the_median_of_the_reference_board(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
     prepare(find(slug))

@@ -289,12 +289,14 @@ async def test_some_are_prepared_from_noise_and_obey_the_laws(slug, tmp_path, re
     assert await play(slug, tmp_path, record_property) == []
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.parametrize("slug", [slug for slug in WITH_RAW if slug not in FAST])
 async def test_all_are_prepared_from_noise_and_obey_the_laws(slug, tmp_path, record_property):
     assert await play(slug, tmp_path, record_property) == []
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.parametrize("slug", WITH_RAW)
 def test_the_split_of_mle_dojo_prepares_too_or_says_why_not(slug, tmp_path):

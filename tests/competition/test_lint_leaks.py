@@ -399,7 +399,9 @@ def noise(seed):
     return pd.DataFrame(table), shape == 3
 
 
-@pytest.mark.parametrize("tens", [1, *(pytest.param(tens, marks=pytest.mark.slow) for tens in range(12) if tens != 1)])
+@pytest.mark.parametrize(
+    "tens", [1, *(pytest.param(tens, marks=[pytest.mark.slow, pytest.mark.endurance]) for tens in range(12) if tens != 1)]
+)
 def test_noise_gives_nothing_away(tmp_path, tens):
     for seed in range(10 * tens, 10 * tens + 10):
         table, quantity = noise(seed)
@@ -410,6 +412,7 @@ def test_noise_gives_nothing_away(tmp_path, tens):
 # --- bounds --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 def test_a_huge_table_is_sampled_within_bounds_and_the_finding_says_so(tmp_path):
     rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import sys
 
 import nbformat
 import pytest
-from boxes import BOXES
+from boxes import BOXES_IN_CI
 from competition_fixtures import make_competition, regression_answers
 
 from dojo_kernel.actions import Checkpoint, ExecuteCode, Reset, Restore, ValidateCode
@@ -65,7 +65,7 @@ async def there_and_back(episode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_a_trajectory_with_two_branches_and_one_rewind_comes_out_as_it_was(prepared, tmp_path, box):
     run = tmp_path / "run"
     async with play(prepared, run, box) as episode:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from boxes import BOXES
+from boxes import BOXES_IN_CI
 
 from dojo_kernel.competition import find
 from dojo_kernel.competition.prepare import prepare
@@ -31,7 +31,7 @@ def test_there_are_golden_runs_and_they_are_small():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 async def test_a_golden_run_comes_out_as_it_was(path, box):
     prepare(find(path.stem))

@@ -248,7 +248,7 @@ async def test_a_later_cell_cannot_change_an_earlier_display(kernel):
     assert (await run(kernel, "h.update('two')")).outputs == ()
 
 
-@pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.endurance])])
 async def test_thousands_of_display_updates_leave_the_last(kernel, count):
     execution = await run(kernel, f"h = display(0, display_id=True)\nfor i in range({count}): h.update(i)", 250)
     assert [output.data["text/plain"] for output in execution.outputs] == [str(count - 1)]
@@ -274,7 +274,7 @@ async def test_all_output_is_in_before_the_cell_is_over(kernel):
         assert printed(await run(kernel, f"print({number})")) == f"{number}\n"
 
 
-@pytest.mark.parametrize("count", [3_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3_000, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.endurance])])
 async def test_thousands_of_flushed_lines_all_arrive(kernel, count):
     execution = await run(kernel, f"for i in range({count}): print(i, flush=True)", 60)
     assert printed(execution) == "".join(f"{number}\n" for number in range(count))
@@ -815,6 +815,7 @@ async def test_starts_leave_nothing_behind(box, tmp_path):
     await _leaves_nothing(box, tmp_path, 1)
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_500_starts_leave_nothing_behind(box, tmp_path):

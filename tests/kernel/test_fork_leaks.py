@@ -127,6 +127,7 @@ async def at_rest(kernel) -> tuple[Count, Size]:
     return last, size
 
 
+@pytest.mark.endurance
 async def test_a_thousand_trial_runs_leave_nothing(kernel, record_property):
     assert (await kernel.execute("x = list(range(1000))", 20)).status == "ok"
     for _ in range(WARM):
@@ -147,6 +148,7 @@ async def test_a_thousand_trial_runs_leave_nothing(kernel, record_property):
     assert large.host_mb - small.host_mb < 30, (small, large)
 
 
+@pytest.mark.endurance
 async def test_a_hundred_branches_live_at_once_and_leave_nothing(kernel, record_property):
     assert (await kernel.execute("x = list(range(1000))", 20)).status == "ok"
     (one,) = await kernel.branch(1)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import pytest_asyncio
-from boxes import BOXES, anew, lasting, printed, went_well
+from boxes import BOXES_IN_CI, anew, lasting, printed, went_well
 
 from dojo_kernel.records import Display, Limits
 
@@ -73,7 +73,7 @@ def compute():
 EXTRA = {"lightgbm", "xgboost", "torch"}
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES_IN_CI)
 async def shared(request, tmp_path_factory):
     if (
         request.param == "docker"
@@ -104,7 +104,9 @@ async def need(kernel, *modules):
         pytest.skip(f"not in this box: {missing.strip()}; {how} installs what pip finds")
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.endurance) if name in EXTRA else name for name in LIBRARIES]
+)
 async def test_parent_and_child_go_on_computing(kernel, name):
     await need(kernel, *({name} & EXTRA))
     await went_well(kernel, BEFORE + LIBRARIES[name])
@@ -117,6 +119,7 @@ async def test_parent_and_child_go_on_computing(kernel, name):
             assert await went_well(kernel, "print(compute())") == f"{answer}\n", number
 
 
+@pytest.mark.endurance
 async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
     await need(kernel, *sorted(EXTRA))
     together = (

@@ -134,6 +134,7 @@ async def test_a_lock_of_a_thread_that_is_gone_costs_the_trial_run_its_time_and_
     assert printed(await kernel.validate("print(lock.acquire(timeout=5))", 20)) == "True\n"
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_logging_and_printing_work_in_forks_of_a_kernel_whose_thread_logs_and_prints(kernel):
     await went_well(
