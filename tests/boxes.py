@@ -29,8 +29,9 @@ ISOLATED = [  # the slow half, so that people run the rest; `make test` runs all
     pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow]),
 ]
 BOXES = ["process", *ISOLATED]
-BOXES_IN_CI = ["process", *(pytest.param(*one.values, marks=[*one.marks, pytest.mark.endurance]) for one in ISOLATED)]
-"""For what takes minutes and hardly differs from box to box."""
+ISOLATED_IN_CI = [pytest.param(*one.values, marks=[*one.marks, pytest.mark.endurance]) for one in ISOLATED]
+BOXES_IN_CI = ["process", *ISOLATED_IN_CI]
+"""For what hardly differs from box to box."""
 SMALL = Limits(cpus=1.0, memory_gb=0.5, disk_gb=0.05, pids=96)
 IPYKERNEL = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 EPISODE = f"test-{os.getpid()}"

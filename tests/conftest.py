@@ -44,7 +44,7 @@ def _gpu() -> tuple[bool, str]:
 
 def _probe(mark: str) -> tuple[bool, str]:
     if mark == "endurance":
-        return mark in REQUIRED, "takes minutes; run: DOJO_REQUIRE=endurance make test"
+        return mark in REQUIRED, "takes long; run: DOJO_REQUIRE=endurance make test"
     if mark == "ray":
         found = importlib.util.find_spec("ray") is not None
         return found, "" if found else "not installed; pip install 'dojo_kernel[ray]'"

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from boxes import BOXES, ISOLATED
+from boxes import BOXES_IN_CI, ISOLATED_IN_CI
 from competition_fixtures import make_competition
 
 from dojo_kernel.actions import ACTIONS, Checkpoint, ExecuteCode, GetHistory, RequestInfo, Reset, Restore, offered, tool_schemas
@@ -23,7 +23,7 @@ from dojo_kernel.testing import open_memory_kernel
 
 ROWS = 60
 KINDS = ["memory", "process"]
-EVERYWHERE = ["memory", *BOXES]
+EVERYWHERE = ["memory", *BOXES_IN_CI]
 
 
 def csv(value):
@@ -190,7 +190,7 @@ async def test_more_checkpoints_than_are_kept_live_push_the_oldest_into_files(co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ISOLATED)
+@pytest.mark.parametrize("kind", ISOLATED_IN_CI)
 async def test_memory_pressure_in_a_real_box_is_noticed_after_the_cell(competition, kind):
     async with play(competition, kind) as episode:
         await cell(episode, "x = 5; gen = (i for i in [1])")
@@ -290,6 +290,7 @@ async def test_a_branchs_journal_holds_the_parents_byte_for_byte_and_names_its_e
     assert next(event for event in read_journal(run / "branches" / "3") if isinstance(event, Branched)).index == 0
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_refused_branch_leaves_nothing_behind(competition, kind, tmp_path):
@@ -380,7 +381,7 @@ async def test_a_branchs_branch_outlives_it(competition, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["process", *ISOLATED])
+@pytest.mark.parametrize("kind", ["process", *ISOLATED_IN_CI])
 async def test_a_branch_goes_back_as_often_as_it_likes(competition, kind):
     async with play(competition, kind, max_steps=200) as episode:
         await cell(episode, "x = 0")

@@ -379,6 +379,7 @@ class Waver:
 """
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 def test_a_journal_with_an_action_of_a_plugin_says_how_to_replay_it(home: Path) -> None:
     (home / "waving.py").write_text(WAVE)

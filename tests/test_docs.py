@@ -33,6 +33,7 @@ def environment(tmp_path):
     }
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_code_block_of_the_readme_runs(environment, tmp_path):
@@ -52,11 +53,10 @@ def test_every_code_block_of_the_readme_runs(environment, tmp_path):
             assert language in {"text", "toml", "json"}, f"a block of {language} is not run by any test"
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "path", [MANUAL[0], *(pytest.param(path, marks=pytest.mark.endurance) for path in MANUAL[1:])], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", MANUAL, ids=lambda path: path.stem)
 def test_every_notebook_of_the_manual_runs(path, environment, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

@@ -16,7 +16,7 @@ import gymnasium as gym
 import nbformat
 import numpy as np
 import pytest
-from boxes import ISOLATED
+from boxes import ISOLATED_IN_CI
 from gymnasium.utils.env_checker import check_env
 
 import dojo_kernel
@@ -336,7 +336,7 @@ def wait_for(pool, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("box", ["process", *ISOLATED])
+@pytest.mark.parametrize("box", ["process", *ISOLATED_IN_CI])
 def test_a_reset_takes_a_waiting_box_and_the_journal_names_its_own_episode(box, tmp_path):
     pool = WarmPool(1)
     env = DojoEnv("wine", kernel={"box": box, "preload": ("json",)}, pool=pool, folder=tmp_path)
@@ -450,7 +450,7 @@ if sys.argv[2] == "interrupted":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["at its end", "interrupted"])
-@pytest.mark.parametrize("box", ["process", *ISOLATED])
+@pytest.mark.parametrize("box", ["process", *ISOLATED_IN_CI])
 def test_a_program_that_closes_nothing_leaves_nothing(box, end, tmp_path):
     environment = {**os.environ, "DOJO_STATE": str(tmp_path / "state")}
     with subprocess.Popen(

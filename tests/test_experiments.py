@@ -231,6 +231,7 @@ async def test_the_table_shows_state_step_score_standing_cost_and_time_of_many_e
     assert "finished" in console.file.getvalue()
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_a_table_is_never_higher_than_the_terminal_and_shows_who_plays_first(tmp_path) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=100, height=7)
@@ -307,6 +308,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 def test_of_a_killed_runner_nothing_is_left_and_resume_plays_exactly_what_is_missing(tmp_path) -> None:
     (tmp_path / "two_cells.py").write_text(QUICK)

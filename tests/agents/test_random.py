@@ -39,6 +39,7 @@ async def test_chance_makes_valid_submissions_that_differ(slug: str, tmp_path: P
         assert not (await replay(folder, box="process")).diverged
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_a_seed_draws_the_same_again_and_steps_are_the_limit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

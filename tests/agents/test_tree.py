@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from boxes import BOXES, becomes_true
+from boxes import BOXES_IN_CI, becomes_true
 from competition_fixtures import make_competition
 from model_server import ModelServer, Say
 
@@ -101,7 +101,7 @@ EXPECTED = [
 # --- the search --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["memory", *BOXES])
+@pytest.mark.parametrize("kind", ["memory", *BOXES_IN_CI])
 async def test_drafts_come_first_then_the_best_is_improved_from_where_it_ended(competition, kind, tmp_path):
     run = tmp_path / "run"
     episode = await searched(competition, kind, cells=CELLS, about={"folder": run})
@@ -172,8 +172,9 @@ def test_the_choice_is_the_same_for_the_same_nodes():
 # --- branches ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("kind", BOXES_IN_CI)
 async def test_siblings_run_at_the_same_time(competition, kind):
     slow = "import time\nbegin = time.time(); time.sleep(2.5); print('ran', begin, time.time())\n"
     episode = await searched(competition, kind, cells=[slow + scores("1"), slow + scores("2")], drafts=2)
@@ -181,8 +182,9 @@ async def test_siblings_run_at_the_same_time(competition, kind):
     assert max(a, c) < min(b, d)
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["memory", *BOXES])
+@pytest.mark.parametrize("kind", ["memory", *BOXES_IN_CI])
 async def test_without_forks_the_way_is_run_again_with_the_same_result(competition, kind, tmp_path):
     episode = await searched(competition, kind, cells=CELLS, about={"folder": tmp_path / "run"}, forks=False)
     assert results(episode) == EXPECTED
@@ -225,7 +227,7 @@ async def test_what_the_agent_runs_before_is_the_trunk_of_every_node(competition
     assert episode.closed.final.score == 1.0
 
 
-@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("kind", BOXES_IN_CI)
 async def test_a_branch_that_dies_is_a_failed_node_and_not_the_end(competition, kind):
     cells = [scores("5"), "import os; os._exit(3)", scores("4"), scores("3")]
     episode = await searched(competition, kind, cells=cells, drafts=3, debug_prob=1.0)
@@ -351,6 +353,7 @@ box = "process"
 """
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_a_search_whose_runner_was_killed_goes_on_and_leaves_nothing_behind(competition, tmp_path):
     def run_file(wait):

@@ -234,6 +234,7 @@ def test_an_unprepared_competition_cannot_be_graded(tmp_path):
         Grader(competition)
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_a_million_rows_are_graded_in_seconds(tmp_path):
     values = np.random.default_rng(0).normal(size=1_000_000)

@@ -109,6 +109,7 @@ def test_a_connection_that_breaks_at_sixty_percent_goes_on_from_there(home, kagg
     assert (home / "data/own/raw/own-on-kaggle.zip").read_bytes() == kaggle.bundle
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 def test_a_download_given_up_is_kept_and_the_next_run_fetches_only_the_rest(home, kaggle, capfd):
     kaggle.breaks = [0.6] + [0.0] * 20
@@ -125,6 +126,7 @@ def test_a_download_given_up_is_kept_and_the_next_run_fetches_only_the_rest(home
     assert (home / "data/own/raw/own-on-kaggle.zip").read_bytes() == kaggle.bundle
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["another file", "no ranges"])
 def test_a_part_that_does_not_fit_is_never_glued_to_the_rest(home, kaggle, capfd, change):
@@ -224,6 +226,7 @@ def test_a_disk_that_fills_up_keeps_what_has_come(home, kaggle):
     )
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 def test_nobody_there_is_one_line(home, capfd, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -159,6 +159,7 @@ unpack_raw(replace(job_of(tmp, find(tmp / "own")), fraction=fraction))
 """
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.zip", "train.tar"])
 def test_killed_half_way_it_goes_on_where_it_was(job, tmp_path, name):

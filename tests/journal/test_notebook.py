@@ -386,6 +386,7 @@ def test_plain_nbconvert_runs_an_exported_notebook_to_its_end(tmp_path):
     assert (tmp_path / "list.txt").read_text() == "train.csv\n"
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and_scores_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "prepared"))

@@ -430,6 +430,7 @@ def first_process(home: BoxProvisioner) -> int:
     )
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_a_box_that_does_not_end_its_kernel_is_replaced_and_its_files_are_lost(box, tmp_path):
     kernel = await opened(box, tmp_path)
@@ -810,6 +811,7 @@ async def _leaves_nothing(box: str, folder: Path, count: int) -> None:
     assert more == {}, "before, after"
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_starts_leave_nothing_behind(box, tmp_path):
     await _leaves_nothing(box, tmp_path, 1)

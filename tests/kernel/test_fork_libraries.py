@@ -104,9 +104,8 @@ async def need(kernel, *modules):
         pytest.skip(f"not in this box: {missing.strip()}; {how} installs what pip finds")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.endurance) if name in EXTRA else name for name in LIBRARIES]
-)
+@pytest.mark.endurance
+@pytest.mark.parametrize("name", LIBRARIES)
 async def test_parent_and_child_go_on_computing(kernel, name):
     await need(kernel, *({name} & EXTRA))
     await went_well(kernel, BEFORE + LIBRARIES[name])
@@ -136,6 +135,7 @@ async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
             assert await went_well(kernel, ask) == answer, number
 
 
+@pytest.mark.endurance
 async def test_joblib_threads_work_on_both_sides(kernel):
     await went_well(
         kernel,
@@ -170,6 +170,7 @@ def compute():
 """
 
 
+@pytest.mark.endurance
 async def test_joblib_workers_are_not_shared_by_a_fork(kernel):
     await went_well(kernel, LOKY)
     total, parents = eval(await went_well(kernel, "print(compute())"))
@@ -185,6 +186,7 @@ async def test_joblib_workers_are_not_shared_by_a_fork(kernel):
         assert (again, still) == (total, parents), "the parent's pool lives"
 
 
+@pytest.mark.endurance
 async def test_figures_stay_open_and_show_on_both_sides(kernel):
     await went_well(
         kernel,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from boxes import BOXES, anew, lasting, opened, printed, went_well
+from boxes import BOXES_IN_CI, anew, lasting, opened, printed, went_well
 
 from dojo_kernel.errors import ForkRefusedError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES)
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BOXES_IN_CI)
 async def shared(request, tmp_path_factory):
     async with lasting(request.param, tmp_path_factory) as found:
         yield found
@@ -94,7 +94,7 @@ RUNTIMES = {
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_an_openmp_runtime_that_does_not_pause_refuses_the_fork(tmp_path, box, name):
     code, why = RUNTIMES[name]
     compiler = shutil.which("cc")
@@ -156,6 +156,7 @@ async def test_logging_and_printing_work_in_forks_of_a_kernel_whose_thread_logs_
     assert await went_well(kernel, "print('child' in open('mine.log').read())") == "False\n", "the child logged into its own copy"
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_buffered_files_that_a_thread_writes_work_in_forks(kernel):
     await went_well(

@@ -34,6 +34,7 @@ async def cells(kind):
 # --- what is not there (A1-A3, A5, A10) ------------------------------------------------------------------------------
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
 async def test_no_canary_of_the_host_can_be_found_from_inside(kind, tmp_path, monkeypatch):
     canary = f"canary-{uuid.uuid4().hex}"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from boxes import BOXES, ISOLATED, alive, becomes_true, opened, printed
+from boxes import BOXES_IN_CI, ISOLATED_IN_CI, alive, becomes_true, opened, printed
 
 from dojo_kernel.errors import BoxUnavailableError, KernelStartError
 from dojo_kernel.kernel import pool as pools
@@ -63,7 +63,7 @@ async def pool_of(size, data, box="process", **more):
         yield pool
 
 
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_each_lease_is_a_fresh_box_and_the_next_is_made_behind_it(box, data):
     async with pool_of(1, data, box) as pool:
         seen = []
@@ -79,7 +79,7 @@ async def test_each_lease_is_a_fresh_box_and_the_next_is_made_behind_it(box, dat
     assert await becomes_true(lambda: not any(folder.exists() for folder in seen))
 
 
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_a_hit_starts_nothing_and_connects_nothing(box, data):
     async with pool_of(1, data, box) as pool:
         (waiting,) = (session for shelf in pool._shelves.values() for session in shelf.ready)
@@ -95,7 +95,7 @@ async def test_a_hit_starts_nothing_and_connects_nothing(box, data):
         await kernel.close()
 
 
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_a_box_that_was_left_is_removed_behind_the_back_of_who_left_it(box, data):
     async with pool_of(1, data, box) as pool:
         kernel = await leased(pool, data, box)
@@ -118,8 +118,9 @@ async def test_the_usual_libraries_are_imported_before_the_lease_unless_others_a
         await kernel.close()
 
 
+@pytest.mark.endurance
 @pytest.mark.slow
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_a_kernel_with_the_stack_imported_computes_forks_and_restarts(box, data):
     generous = {"preload": (), "limits": Limits(memory_gb=1.5, pids=256)}
     async with pool_of(1, data, box, **generous) as pool:
@@ -138,7 +139,7 @@ async def test_a_kernel_with_the_stack_imported_computes_forks_and_restarts(box,
         await kernel.close()
 
 
-@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_a_box_that_died_while_it_waited_is_replaced_and_never_leased(box, data):
     async with pool_of(1, data, box) as pool:
         (waiting,) = (session for shelf in pool._shelves.values() for session in shelf.ready)
@@ -373,7 +374,7 @@ def running(box, folder, pid):
     return alive(pid) or any(folder.name in text for text in groups)
 
 
-@pytest.mark.parametrize("box", ISOLATED)
+@pytest.mark.parametrize("box", ISOLATED_IN_CI)
 @pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "full"), (signal.SIGINT, "filling"), (signal.SIGKILL, "full")])
 def test_nothing_is_left_of_a_pool_whose_host_was_interrupted_or_killed(box, number, when, data, tmp_path):
     environment = {**os.environ, "DOJO_STATE": str(tmp_path / "state")}
