@@ -1,6 +1,6 @@
 # make          this help
 # make demo     one whole episode, in the strongest box of this machine
-# make test     the whole test suite
+# make test     the tests; all of them: DOJO_REQUIRE=endurance make test
 # Python >= 3.11 is found by name; another one: make test PYTHON=/opt/python3.12/bin/python3
 # A mirror of the package index: PIP_INDEX_URL=https://mirror.example/simple make demo
 
@@ -20,7 +20,7 @@ demo: $(READY) ## Set up and play one episode of digits with the scripted agent
 	@$(BIN)/dojo prepare digits
 	@$(BIN)/dojo run digits --agent scripted
 
-test: $(TESTED) ## Set up and run the whole test suite; says what was skipped and why
+test: $(TESTED) ## Set up and run the tests; says what was skipped and why
 	$(BIN)/python -m pytest -ra
 
 check: $(READY) ## Lint, format and types
