@@ -1,10 +1,10 @@
 """Memory and speed of the recipe `table` on a large CSV file that is made up first.
 
-`python benchmarks/prepare.py [--mb N] [--split NAME] [--json]`. Twenty columns, a third of them text with commas and quotes; most of the
-rows are the test, so that they do not fit the buffer that sorts them. Each kind of split is prepared in a process of its
-own, from the raw file to the four tables, and its peak memory is what the system counted. What grows with the file is a few
-bytes a row, so memory is measured at two sizes and told for 20 GB as well; below a gigabyte that is noise. Exit
-status 1 when that is over 4 GiB.
+`python benchmarks/prepare.py [--mb N] [--split NAME] [--json]`. Twenty columns, a third of them text with commas and quotes;
+most of the rows are the test, so that they do not fit the buffer that sorts them. Each kind of split is prepared in a
+process of its own, from the raw file to the four tables, and its peak memory is what the system counted. What grows with the
+file is a few bytes a row, so memory is measured at two sizes and told for 20 GB as well; below a gigabyte that is noise.
+Exit status 1 when that is over 4 GiB.
 """
 
 from __future__ import annotations

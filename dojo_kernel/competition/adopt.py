@@ -70,7 +70,6 @@ def adopt(competition: Competition, folder: Path, *, say: Say) -> Path:
             f"cannot take {folder}: {error.filename or competition.data_dir}: {error.strerror}; "
             f"to keep data elsewhere: DOJO_DATA=FOLDER dojo prepare {competition.slug} --from {folder}"
         ) from error
-    say(f"{competition.slug} is prepared in {competition.data_dir}")
     return competition.data_dir
 
 

@@ -80,7 +80,6 @@ def prepare(
                 say(f"{competition.slug} is already prepared")
                 return folder
             _make(competition, raw, say, fraction or (lambda _: None))
-            say(f"{competition.slug} is prepared in {folder}")
     except OSError as error:
         raise ConfigError(
             f"cannot prepare {competition.slug}: {error.filename or folder}: {error.strerror}; "
