@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from dojo_kernel.competition import association as assoc
 from dojo_kernel.competition.public_files import (
     MEDIA,
     Entry,
@@ -38,21 +38,19 @@ from dojo_kernel.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from dojo_kernel.competition.association import Codes, Floats
     from dojo_kernel.competition.spec import Competition
 
 Check = Literal[
     "answer_file", "answer_column", "answer_text", "proxy", "overlap", "related", "sample", "ids", "order", "file_facts",
     "link", "sealed",
 ]  # fmt: skip
-Floats = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int64]
 
 _BLOCK, _WARN = 0.8, 0.65
 """AUC of something that is no feature."""
 _SIZE_BLOCK = 0.97
 """The size of an image is a fact about its content, too; it has to tell nearly all."""
 _FEW_CLASSES = 30
-_FEWEST_ROWS = 20
 """With fewer rows chance alone looks like a pattern."""
 _OVERLAP_BLOCK, _OVERLAP_WARN = 0.1, 0.01
 _SAME = 0.9
@@ -201,7 +199,7 @@ def _read_truth(competition: Competition, path: Path) -> Truth:
 
 def _target(name: str, values: list[str]) -> Target:
     distinct = len(set(values))
-    numbers = _numbers(values) if distinct > max(2, min(_FEW_CLASSES, len(values) // 4)) else None
+    numbers = assoc.as_numbers(values) if distinct > max(2, min(_FEW_CLASSES, len(values) // 4)) else None
     return Target(name, values, numbers)
 
 
@@ -236,7 +234,7 @@ def _record_files(entries: Sequence[Entry], truth: Truth) -> Table | None:
         for piece in pieces(entry)
         if isinstance(piece, Text)
     ]
-    return as_rows("test/*.json", rows) if len(rows) >= _FEWEST_ROWS else None
+    return as_rows("test/*.json", rows) if len(rows) >= assoc.FEWEST_ROWS else None
 
 
 def _flat_text(data: bytes) -> dict[str, str]:
@@ -244,113 +242,6 @@ def _flat_text(data: bytes) -> dict[str, str]:
         return flat(json.loads(data))
     except (ValueError, RecursionError):
         return {}
-
-
-# --- measures -----------------------------------------------------------------------------------------------------------
-
-
-def _z(looks: int) -> float:
-    """How many standard deviations the largest of so many looks stays below, but for one time in a thousand."""
-    return math.sqrt(2 * math.log(1000 * max(1, looks)))
-
-
-def _codes(values: Sequence[str]) -> Codes:
-    known: dict[str, int] = {}
-    return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int64)
-
-
-def _telling(answers: Codes, looks: int) -> bool:
-    """Whether the classes are many and mixed enough that nothing tells them all by chance."""
-    ways = math.lgamma(len(answers) + 1) - sum(math.lgamma(count + 1) for count in np.bincount(answers).tolist())
-    return len(answers) >= _FEWEST_ROWS and ways > math.log(1e6 * max(1, looks))
-
-
-def _gain(values: Codes, answers: Codes) -> float:
-    """How much better than always saying the commonest answer it is to look at the value first: 0 to 1.
-
-    A row is not told by itself, but by the others of its value: a value that occurs once tells nothing.
-    """
-    blind = int(np.bincount(answers).max())
-    if blind == len(answers):
-        return 0.0
-    classes = int(answers.max()) + 1
-    pairs, counts = np.unique(values * classes + answers, return_counts=True)
-    order = np.lexsort((counts, pairs // classes))
-    value, count = pairs[order] // classes, counts[order]
-    second = np.where(np.append(False, value[1:] == value[:-1]), np.append(0, count[:-1]), 0)
-    last = np.append(value[1:] != value[:-1], True)
-    best, second = count[last], second[last]
-    right = float(best[(best > 1) & (best > second + 1)].sum() + best[(best > 1) & (best == second + 1)].sum() / 2)
-    return (right - blind) / (len(answers) - blind)
-
-
-def _numbers(values: Sequence[str]) -> Floats | None:
-    """All values as finite numbers, or None."""
-    try:
-        numbers = np.array(values, dtype=float)
-    except ValueError:
-        return None
-    return numbers if np.isfinite(numbers).all() else None
-
-
-_DAY = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|\+00:00)?\Z")
-
-
-def _quantity(values: Sequence[str]) -> Floats | None:
-    """Numbers, or seconds of dates; NaN where there is none. None for words."""
-    first = next((value for value in values if value), "")
-    if _DAY.match(first):
-        dates = [value.removesuffix("Z").removesuffix("+00:00") or "NaT" for value in values]
-        try:
-            times = np.array(dates, dtype="datetime64[ms]")
-        except ValueError:
-            return None
-        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / 1000)
-    try:
-        numbers = np.array([value or "nan" for value in values], dtype=float)
-    except ValueError:
-        return None
-    return np.where(np.isfinite(numbers), numbers, np.nan)
-
-
-def _correlation(one: Floats, other: Floats) -> float:
-    with np.errstate(all="ignore"):
-        spread = float(one.std() * other.std())
-        if not spread > 0 or not math.isfinite(spread):
-            return 0.0
-        found = float(((one - one.mean()) * (other - other.mean())).mean() / spread)
-    return found if math.isfinite(found) else 0.0
-
-
-def _ranks(values: Floats) -> Floats:
-    """From 0; ties share their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    starts = np.cumsum(counts) - counts
-    shared: Floats = starts + (counts - 1) / 2
-    ranks: Floats = shared[inverse]
-    return ranks
-
-
-def _power(values: Floats, answers: Sequence[str], numbers: Floats | None, looks: int) -> float:
-    """AUC of the class that the values tell best, or its like for a quantity: 0.5 to 1; 0.5 if chance gives as much."""
-    if len(answers) < _FEWEST_ROWS or np.ptp(values) == 0:
-        return 0.5
-    ranks = _ranks(values)
-    if numbers is not None:
-        told = abs(_correlation(ranks, _ranks(numbers)))
-        return 0.5 + told / 2 if told > _z(looks) / math.sqrt(len(answers)) else 0.5
-    best = 0.5
-    array = np.array(answers)
-    classes = {label: count for label, count in Counter(answers).items() if count >= _FEWEST_ROWS // 2}
-    for label, count in classes.items():
-        other = len(answers) - count
-        if not other:
-            continue
-        auc = (ranks[array == label].sum() - count * (count - 1) / 2) / (count * other)
-        spread = math.sqrt(1 / 12 * (1 / count + 1 / other))
-        if abs(auc - 0.5) > _z(looks * len(classes)) * spread:
-            best = max(best, 0.5 + abs(auc - 0.5))
-    return float(best)
 
 
 def _verdict(check: Check, file: str, why: str, power: float, block: float = _BLOCK) -> Iterator[Finding]:
@@ -366,7 +257,7 @@ def _test_rows(table: Table, truth: Truth, id_name: str) -> Match | None:
     best: Match | None = None
     for column, name in enumerate(table.header):
         rows = [number for number, row in enumerate(table.rows) if row[column] in truth.where]
-        if len({table.rows[row][column] for row in rows}) < min(_FEWEST_ROWS, len(truth.ids)):
+        if len({table.rows[row][column] for row in rows}) < min(assoc.FEWEST_ROWS, len(truth.ids)):
             continue
         if name == id_name or best is None or len(rows) > len(best.rows):
             best = Match(column, rows, [truth.where[table.rows[row][column]] for row in rows])
@@ -416,7 +307,7 @@ class _Column(NamedTuple):
 
     @classmethod
     def of(cls, values: list[str]) -> _Column:
-        return cls(values, set(values), _codes(values), _quantity(values))
+        return cls(values, set(values), assoc.codes(values), assoc.as_quantities(values))
 
 
 class _Answers(NamedTuple):
@@ -431,8 +322,8 @@ class _Answers(NamedTuple):
 
     @classmethod
     def of(cls, values: list[str], numbers: Floats | None, looks: int) -> _Answers:
-        codes = _codes(values)
-        return cls(values, set(values), codes, numbers, _telling(codes, looks))
+        codes = assoc.codes(values)
+        return cls(values, set(values), codes, numbers, assoc.can_be_told(codes, looks))
 
 
 Tells = tuple[Check, str, bool]
@@ -447,8 +338,8 @@ def _tells(column: _Column, answers: _Answers, looks: int) -> Tells | None:
     if answers.numbers is not None:
         return _tells_quantity(column.codes, column.quantity, answers.numbers)
     codes, truth = column.codes, answers.codes
-    gain = _gain(codes, truth) if len(column.distinct) < len(codes) else 0.0
-    if gain > _SAME and len(column.distinct) <= 2 * len(answers.distinct) and _gain(truth, codes) > _SAME:
+    gain = assoc.gain(codes, truth) if len(column.distinct) < len(codes) else 0.0
+    if gain > _SAME and len(column.distinct) <= 2 * len(answers.distinct) and assoc.gain(truth, codes) > _SAME:
         return ("answer_column", "tells", True)
     if gain > _SURE:
         return ("proxy", "alone decides", True)
@@ -483,11 +374,11 @@ def _equal(values: Sequence[str], answers: Sequence[str]) -> float:
 def _tells_quantity(codes: Codes, quantity: Floats | None, numbers: Floats) -> Tells | None:
     if quantity is not None:
         known = np.isfinite(quantity)
-        if known.sum() >= _FEWEST_ROWS:
+        if known.sum() >= assoc.FEWEST_ROWS:
             one, other = quantity[known], numbers[known]
-            if abs(_correlation(one, other)) > _LINE and abs(_correlation(_ranks(one), _ranks(other))) > _SAME:
+            if abs(assoc.pearson(one, other)) > _LINE and abs(assoc.spearman(one, other)) > _SAME:
                 return ("answer_column", "tells", True)
-            if len(set(one)) > _FEW_CLASSES and abs(_correlation(_ranks(one), _ranks(other))) > _LINE:
+            if len(set(one)) > _FEW_CLASSES and abs(assoc.spearman(one, other)) > _LINE:
                 return ("proxy", "goes up and down with", True)
     groups = np.bincount(codes)
     if len(groups) <= len(codes) // 3 and numbers.std() > 0:
@@ -503,9 +394,9 @@ def _filled_for(codes: Codes, truth: Codes, answers: Sequence[str], looks: int) 
     """The class whose rows are just the ones in which the column has its commonest value, or has not."""
     usual = codes == int(np.bincount(codes).argmax())
     fewer = min(int(usual.sum()), int((~usual).sum()))
-    if fewer < _FEWEST_ROWS // 2 or not _telling(usual.astype(np.int64), looks):
+    if fewer < assoc.FEWEST_ROWS // 2 or not assoc.can_be_told(usual.astype(np.int64), looks):
         return None
-    for label in np.flatnonzero(np.bincount(truth) >= _FEWEST_ROWS // 2):
+    for label in np.flatnonzero(np.bincount(truth) >= assoc.FEWEST_ROWS // 2):
         same = (usual == (truth == label)).sum()
         if max(same, len(truth) - same) >= len(truth) - 0.02 * fewer:
             return repr(answers[int(np.flatnonzero(truth == label)[0])])
@@ -515,7 +406,7 @@ def _filled_for(codes: Codes, truth: Codes, answers: Sequence[str], looks: int) 
 def _sums(file: str, quantities: Mapping[str, Floats | None], numbers: Floats, target: str) -> Iterator[Finding]:
     """Columns whose weighted sum is the target: arrival less departure, the casual and the registered ones."""
     usable = {name: one for name, one in quantities.items() if one is not None and np.isfinite(one).all() and np.ptp(one) > 0}
-    names = list(usable)[: max(0, min(60, (len(numbers) - _FEWEST_ROWS) // 3))]
+    names = list(usable)[: max(0, min(60, (len(numbers) - assoc.FEWEST_ROWS) // 3))]
     if len(names) < 2 or numbers.std() == 0:  # noqa: PLR2004 - one alone was looked at before
         return
     scaled = np.stack([usable[name] - usable[name].mean() for name in names], axis=1)
@@ -538,7 +429,7 @@ def _side_table_leaks(competition: Competition, table: Table, test: Table | None
             continue
         rows = {row[place]: row for row in table.rows}
         keys = [test.rows[row][test.header.index(name)] for row in match.rows]
-        if len(rows) < max(_FEWEST_ROWS, 0.9 * len(table.rows)) or sum(key in rows for key in keys) < _FEWEST_ROWS:
+        if len(rows) < max(assoc.FEWEST_ROWS, 0.9 * len(table.rows)) or sum(key in rows for key in keys) < assoc.FEWEST_ROWS:
             continue
         some = [number for number, key in enumerate(keys) if key in rows]
         part = Match(match.id_column, [match.rows[number] for number in some], [match.truth[number] for number in some])
@@ -557,7 +448,7 @@ def _text_leaks(text: Text, truth: Truth) -> Iterator[Finding]:
         return
     tokens = [match.group() for match in _TOKEN.finditer(text.data)]
     after = [(ids[token], tokens[place + 1 : place + 7]) for place, token in enumerate(tokens) if token in ids]
-    if len({row for row, _ in after}) < min(_FEWEST_ROWS, len(truth.ids)):
+    if len({row for row, _ in after}) < min(assoc.FEWEST_ROWS, len(truth.ids)):
         return
     for target in truth.targets:
         blind = Counter(target.values).most_common(1)[0][1] / len(target.values)
@@ -587,16 +478,16 @@ def _sample_leaks(table: Table, match: Match | None, truth: Truth) -> Iterator[F
             continue
         values = [table.rows[row][table.header.index(target.name)] for row in match.rows]
         answers, numbers = match.answers(target), match.numbers(target)
-        if len(set(values)) == 1 or len(values) < _FEWEST_ROWS:
+        if len(set(values)) == 1 or len(values) < assoc.FEWEST_ROWS:
             continue
         linked = _equal(values, answers)
-        predicted, actual = _numbers(values), numbers if numbers is not None else _numbers(answers)
+        predicted, actual = assoc.as_numbers(values), numbers if numbers is not None else assoc.as_numbers(answers)
         if predicted is not None and actual is not None:
-            linked = max(linked, abs(_correlation(predicted, actual)), abs(_correlation(_ranks(predicted), _ranks(actual))))
-        codes, true = _codes(values), _codes(answers)
-        if numbers is None and _telling(true, len(truth.targets)) and codes.max() <= 2 * true.max() + 1:
-            linked = max(linked, _gain(codes, true))
-        if linked > 0.3 + _z(len(truth.targets)) / math.sqrt(len(values)) or linked > _LINE:
+            linked = max(linked, abs(assoc.pearson(predicted, actual)), abs(assoc.spearman(predicted, actual)))
+        codes, true = assoc.codes(values), assoc.codes(answers)
+        if numbers is None and assoc.can_be_told(true, len(truth.targets)) and codes.max() <= 2 * true.max() + 1:
+            linked = max(linked, assoc.gain(codes, true))
+        if linked > 0.3 + assoc.deviations(len(truth.targets)) / math.sqrt(len(values)) or linked > _LINE:
             yield Finding("sample", table.name, f"column {target.name!r} goes with the truth ({linked:.2f})")
 
 
@@ -614,26 +505,26 @@ def _told_by_names(  # noqa: PLR0913, PLR0917 - what to say and what to look at
     looks = max(1, len(parts) * len(truth.targets))
     for target in truth.targets:
         answers, numbers = match.answers(target), match.numbers(target)
-        true = _codes(answers)
-        telling = _telling(true, looks)
+        true = assoc.codes(answers)
+        telling = assoc.can_be_told(true, looks)
         for what, values in parts.items():
-            codes = _codes(values)
+            codes = assoc.codes(values)
             if not telling or not codes.max() > 0:
                 continue
             if numbers is None:
-                told = _gain(codes, true) if codes.max() < len(codes) // 3 else 0.0
-                if told > 0.3 + _z(looks) / math.sqrt(len(codes)) and not _explained(codes, known):
+                told = assoc.gain(codes, true) if codes.max() < len(codes) // 3 else 0.0
+                if told > 0.3 + assoc.deviations(looks) / math.sqrt(len(codes)) and not _explained(codes, known):
                     yield Finding(check, file, f"{what} of the id tells {target.name!r} ({told:.2f})")
                     break
-            elif (one := _numbers(values)) is not None:
-                power = _power(one, answers, numbers, looks)
+            elif (one := assoc.as_numbers(values)) is not None:
+                power = assoc.power(one, answers, numbers, looks)
                 if power > _WARN and not _explained(codes, known) and not _in_order(known, np.argsort(one, kind="stable")):
                     yield from _verdict(check, file, f"{what} of the id predicts {target.name!r}", power)
 
 
 def _explained(part: Codes, columns: Sequence[list[str]]) -> bool:
     """Whether a public column says the same, so that the id adds nothing."""
-    return any(_gain(codes, part) > _SAME for codes in map(_codes, columns) if 0 < codes.max() < len(codes) // 2)
+    return any(assoc.gain(codes, part) > _SAME for codes in map(assoc.codes, columns) if 0 < codes.max() < len(codes) // 2)
 
 
 def _parts(names: Sequence[str]) -> dict[str, list[str]]:
@@ -662,8 +553,8 @@ def _order_leaks(table: Table, match: Match, truth: Truth) -> Iterator[Finding]:
     for target in truth.targets:
         answers, numbers = match.answers(target), match.numbers(target)
         for fact, (order, values) in facts.items():
-            runs = 0.0 if numbers is not None else _runs(_codes(answers)[order], looks)
-            power = max(_power(values, answers, numbers, looks), runs)
+            runs = 0.0 if numbers is not None else _runs(assoc.codes(answers)[order], looks)
+            power = max(assoc.power(values, answers, numbers, looks), runs)
             if power > _WARN and not explained.setdefault(fact, _in_order(list(_columns(table, match).values()), order)):
                 yield from _verdict("order", table.name, f"{fact} predicts {target.name!r}", power)
 
@@ -671,14 +562,14 @@ def _order_leaks(table: Table, match: Match, truth: Truth) -> Iterator[Finding]:
 def _in_order(columns: Iterable[list[str]], order: Codes) -> bool:
     """Whether rows come in the order of a date, or shop by shop: then they tell no more than that column does."""
     for values in columns:
-        codes = _codes(values)[order]
+        codes = assoc.codes(values)[order]
         different = int(codes.max()) + 1
         if 1 < different <= len(codes) // 2 and np.count_nonzero(np.diff(codes)) <= different - 1 + 0.02 * len(codes):
             return True
-        quantity = _quantity(values)
+        quantity = assoc.as_quantities(values)
         if quantity is None or different <= len(codes) // 2 or not np.isfinite(quantity).all():
             continue
-        if abs(_correlation(_ranks(quantity[order]), np.arange(len(order), dtype=float))) > _LINE:
+        if abs(assoc.spearman(quantity[order], np.arange(len(order), dtype=float))) > _LINE:
             return True
     return False
 
@@ -695,12 +586,12 @@ def _as_number(row_id: str) -> tuple[int, int, str]:
 
 def _runs(answers: Codes, looks: int) -> float:
     """0.5 when neighbours are as like as strangers, 1 when rows come class by class."""
-    if len(answers) < _FEWEST_ROWS:
+    if len(answers) < assoc.FEWEST_ROWS:
         return 0.5
     chance = float(((np.bincount(answers) / len(answers)) ** 2).sum())
     same = float((answers[1:] == answers[:-1]).mean())
     spread = math.sqrt(chance * (1 - chance) / (len(answers) - 1))
-    return 0.5 + (same - chance) / (1 - chance) / 2 if chance < 1 and same - chance > _z(looks) * spread else 0.5
+    return 0.5 + (same - chance) / (1 - chance) / 2 if chance < 1 and same - chance > assoc.deviations(looks) * spread else 0.5
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -720,11 +611,11 @@ def _ids_of_files(entries: Sequence[Entry], truth: Truth) -> list[tuple[Entry, s
 def _file_facts(entries: Sequence[Entry], truth: Truth) -> Iterator[Finding]:
     """Files that are named after test ids: do name, size or time tell the answer?"""
     named = _ids_of_files(entries, truth)
-    if len(named) < _FEWEST_ROWS:
+    if len(named) < assoc.FEWEST_ROWS:
         return
     match = Match(0, [], [truth.where[row_id] for _, row_id in named])
     rests = [entry.name.replace(row_id, "*") for entry, row_id in named]
-    codes = _codes(rests)
+    codes = assoc.codes(rests)
     looks = 3 * len(truth.targets)
     for target in truth.targets:
         answers, numbers = match.answers(target), match.numbers(target)
@@ -732,10 +623,15 @@ def _file_facts(entries: Sequence[Entry], truth: Truth) -> Iterator[Finding]:
             ("size", _SIZE_BLOCK, [entry.size for entry, _ in named]),
             ("time", _BLOCK, [entry.mtime for entry, _ in named]),
         ):
-            power = _power(np.array(values, dtype=float), answers, numbers, looks)
+            power = assoc.power(np.array(values, dtype=float), answers, numbers, looks)
             yield from _verdict("file_facts", "test files", f"their {fact} predicts {target.name!r}", power, block)
-        true = _codes(answers)
-        if 0 < codes.max() < len(codes) // 3 and numbers is None and _telling(true, looks) and _gain(codes, true) > 0.5:  # noqa: PLR2004
+        true = assoc.codes(answers)
+        if (
+            0 < codes.max() < len(codes) // 3
+            and numbers is None
+            and assoc.can_be_told(true, looks)
+            and assoc.gain(codes, true) > 0.5  # noqa: PLR2004  half of what there is to tell
+        ):
             yield Finding("file_facts", "test files", f"their names tell {target.name!r}")
     if all(entry.path.stem == row_id for entry, row_id in named):
         yield from _told_by_names("test files", "file_facts", [row_id for _, row_id in named], match, truth)
@@ -841,20 +737,20 @@ def _told_by_twins(  # noqa: PLR0913, PLR0917 - as above
         return 0.0
     place = train.header.index(name)
     pairs = [(twins[row], answer) for row, answer in zip(match.rows, match.truth, strict=True) if twins[row]]
-    if len(pairs) < _FEWEST_ROWS:
+    if len(pairs) < assoc.FEWEST_ROWS:
         return 0.0
     said = [[train.rows[row][place] for row in same[:100]] for same, _ in pairs]
     best = 0.0
     for target in [one for one in truth.targets if one.name == name] or truth.targets:
         if target.numbers is None:
-            answers = _codes([target.values[row] for _, row in pairs])
-            modes = _codes([Counter(values).most_common(1)[0][0] for values in said])
-            if _telling(answers, len(truth.targets)):
-                best = max(best, min(_gain(modes, answers), _gain(answers, modes)))
-        elif all(_numbers(values) is not None for values in said):
+            answers = assoc.codes([target.values[row] for _, row in pairs])
+            modes = assoc.codes([Counter(values).most_common(1)[0][0] for values in said])
+            if assoc.can_be_told(answers, len(truth.targets)):
+                best = max(best, min(assoc.gain(modes, answers), assoc.gain(answers, modes)))
+        elif all(assoc.as_numbers(values) is not None for values in said):
             # noisy twins of a strong feature tell much, but not the answer itself
             means = np.array([np.array(values, dtype=float).mean() for values in said])
-            linked = abs(_correlation(means, target.numbers[[row for _, row in pairs]]))
+            linked = abs(assoc.pearson(means, target.numbers[[row for _, row in pairs]]))
             best = max(best, 1.0 if linked > _LINE else 0.5 * linked)
     return best
 
@@ -873,7 +769,7 @@ def _related(competition: Competition, train: Table, test: Table, truth: Truth) 
         rows: dict[str, list[int]] = defaultdict(list)
         for number, value in enumerate(train.column(train.header.index(name))):
             rows[value].append(number)
-        if not _FEWEST_ROWS <= len(rows) <= len(train.rows) / 1.5:
+        if not assoc.FEWEST_ROWS <= len(rows) <= len(train.rows) / 1.5:
             continue
         keys = test.column(test.header.index(name))
         twins = [rows.get(key, []) for key in keys]
