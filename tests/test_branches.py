@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from boxes import BOXES_IN_CI, ISOLATED_IN_CI
-from competition_fixtures import make_competition
+from competition_fixtures import make_counting, sixty
 
 from dojo_kernel.actions import ACTIONS, Checkpoint, ExecuteCode, GetHistory, RequestInfo, Reset, Restore, offered, tool_schemas
 from dojo_kernel.episode import in_a_box, open_episode
@@ -21,28 +21,19 @@ from dojo_kernel.records import Branched, Closed, Resumed, State, Stepped
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 from dojo_kernel.testing import open_memory_kernel
 
-ROWS = 60
 KINDS = ["memory", "process"]
 EVERYWHERE = ["memory", *BOXES_IN_CI]
 
 
-def csv(value):
-    return "Id,y\n" + "".join(f"{i},{value(i)}\n" for i in range(ROWS))
-
-
 def off(by):
     """A submission that is off by the same everywhere: its rmse."""
-    return csv(lambda i: i + by)
+    return sixty(lambda i: i + by)
 
 
 @pytest.fixture
 def competition(tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
-    board = "rank,score,entry\n1,1,a\n2,2,b\n3,3,c\n4,4,d\n"
-    files = {"reference_board.csv": board, "description.md": "Count to sixty."}
-    made = make_competition(tmp_path, answers=csv(lambda i: i), files=files)
-    (made.public_dir / "sample_submission.csv").write_text(csv(lambda i: 0))
-    return made
+    return make_counting(tmp_path)
 
 
 def play(competition, kind="memory", *, folder=None, resume=False, boxed=None, **settings):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from boxes import BOXES_IN_CI, becomes_true
-from competition_fixtures import make_competition
+from competition_fixtures import make_counting
 from model_server import ModelServer, Say
 
 from dojo_kernel.actions import ExecuteCode
@@ -25,12 +25,7 @@ from dojo_kernel.run import play
 from dojo_kernel.settings import EpisodeSettings, KernelSettings
 from dojo_kernel.testing import open_memory_kernel
 
-ROWS = 60
 W = "from pathlib import Path\nW = globals().get('WORKSPACE', Path('.'))\n"
-
-
-def csv(value):
-    return "Id,y\n" + "".join(f"{i},{value(i)}\n" for i in range(ROWS))
 
 
 def scores(value):
@@ -42,11 +37,7 @@ def scores(value):
 @pytest.fixture
 def competition(tmp_path, monkeypatch):
     monkeypatch.setenv("DOJO_DATA", str(tmp_path / "data"))
-    board = "rank,score,entry\n1,1,a\n2,2,b\n3,3,c\n4,4,d\n"
-    files = {"reference_board.csv": board, "description.md": "Count to sixty."}
-    made = make_competition(tmp_path, answers=csv(lambda i: i), files=files)
-    (made.public_dir / "sample_submission.csv").write_text(csv(lambda i: 0))
-    return made
+    return make_counting(tmp_path)
 
 
 def opened(competition, kind="memory", *, folder=None, resume=False, boxed=None, **settings):

@@ -50,3 +50,16 @@ def make_competition(  # noqa: PLR0913 - each by its keyword
 def regression_answers(rows: int = 200, seed: int = 0) -> str:
     values = np.random.default_rng(seed).normal(10, 3, rows)
     return "Id,y\n" + "".join(f"{1000 + i},{value:.4f}\n" for i, value in enumerate(values))
+
+
+def sixty(value):
+    """A table of `value` for each id from 0 to 59."""
+    return "Id,y\n" + "".join(f"{i},{value(i)}\n" for i in range(60))
+
+
+def make_counting(root):
+    """Prepared below `root`: the answer to each of sixty ids is the id itself, scored by rmse."""
+    files = {"reference_board.csv": "rank,score,entry\n1,1,a\n2,2,b\n3,3,c\n4,4,d\n", "description.md": "Count to sixty."}
+    made = make_competition(root, answers=sixty(lambda i: i), files=files)
+    (made.public_dir / "sample_submission.csv").write_text(sixty(lambda i: 0))
+    return made
