@@ -66,6 +66,14 @@ async def test_an_open_graphics_device_refuses_the_fork(tmp_path, device):
         await kernel.close()
 
 
+async def test_a_torch_that_says_cuda_is_initialised_refuses_the_fork(kernel):
+    claim = "cuda = types.SimpleNamespace(is_initialized=lambda: x == 1)\nsys.modules['torch'] = types.SimpleNamespace(cuda=cuda)"
+    await went_well(kernel, f"import sys, types\nx = 1\n{claim}")
+    await refused_and_tried_empty(kernel, "CUDA is initialised")
+    await went_well(kernel, "del sys.modules['torch']")
+    assert (await kernel.validate("x", 60)).forked
+
+
 CUDA = "import ctypes; x = 1; driver = ctypes.CDLL('libcuda.so.1'); assert driver.cuInit(0) == 0\n"
 CONTEXT = """
 device, context = ctypes.c_int(), ctypes.c_void_p()
