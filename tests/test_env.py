@@ -262,6 +262,7 @@ async def test_an_environment_may_be_used_where_a_loop_is_running_already():
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", ["memory", "process"])
 def test_an_environment_branches_into_environments(box, tmp_path):
     before = threading.active_count()
@@ -404,6 +405,7 @@ def test_several_seats_take_their_boxes_from_one_pool():
         envs.close()
 
 
+@pytest.mark.slow
 def test_a_forgotten_environment_takes_its_pool_with_it():
     env = DojoEnv("wine", kernel={**PROCESS, "preload": ("json",)}, pool=1)
     env.reset()

@@ -81,6 +81,7 @@ async def test_a_finished_run_is_not_overwritten_but_skipped_on_resume(tmp_path:
     assert [one.final for one in again] == [one.final for one in first]
 
 
+@pytest.mark.slow
 async def test_a_failing_episode_leaves_its_siblings_alone_and_is_played_again_on_resume(tmp_path: Path) -> None:
     started = 0
 

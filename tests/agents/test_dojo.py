@@ -451,6 +451,7 @@ async def test_halves_of_characters_do_no_harm(tmp_path: Path) -> None:
     assert game.closed.reason == "agent"
 
 
+@pytest.mark.slow
 def test_agents_are_found_without_loading_what_they_may_need() -> None:
     code = (
         "import sys, dojo_kernel.run; from dojo_kernel.agents.agent import find_agent, BUNDLED; loaded = {*sys.modules}; "

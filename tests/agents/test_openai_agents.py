@@ -47,7 +47,8 @@ async def played(server: ModelServer, folder: Path, *, dialect: str = "chat", st
     return episode, agent
 
 
-@pytest.mark.parametrize("dialect", ["chat", *(pytest.param(one, marks=pytest.mark.slow) for one in ("responses", "messages"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
 async def test_the_sdk_plays_with_any_model_and_signatures_come_back(dialect: str, tmp_path: Path) -> None:
     script = [
         Say("Look.", calls=[call("request_info")], thought="hm"),

@@ -218,6 +218,7 @@ async def test_what_the_agent_runs_before_is_the_trunk_of_every_node(competition
     assert episode.closed.final.score == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOXES_IN_CI)
 async def test_a_branch_that_dies_is_a_failed_node_and_not_the_end(competition, kind):
     cells = [scores("5"), "import os; os._exit(3)", scores("4"), scores("3")]

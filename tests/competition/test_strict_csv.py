@@ -165,6 +165,7 @@ def test_any_bytes_end_in_a_result_or_a_code_and_both_readers_agree(monkeypatch,
     law()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pandas_from", [1, 10**9])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -155,6 +155,7 @@ async def test_forks_while_a_thread_prints_do_not_hang(kernel):
     await went_well(kernel, "stop.set(); t.join()")
 
 
+@pytest.mark.slow
 async def test_a_fork_of_a_fork_of_a_fork_has_the_same_stack(kernel):
     await went_well(kernel, "import inspect, sys; depth, count = len(inspect.stack()), 0")
     for _ in range(12):

@@ -139,6 +139,7 @@ async def test_a_kernel_with_the_stack_imported_computes_forks_and_restarts(box,
         await kernel.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", BOXES_IN_CI)
 async def test_a_box_that_died_while_it_waited_is_replaced_and_never_leased(box, data):
     async with pool_of(1, data, box) as pool:
