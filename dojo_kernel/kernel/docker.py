@@ -99,6 +99,7 @@ def engine() -> Engine:
             path = socket_path()
             try:
                 with socket.socket(socket.AF_UNIX) as probe:  # docker-py leaves one open that finds nobody
+                    probe.settimeout(SDK_TIMEOUT_S)  # an engine that hangs lets its queue fill up
                     probe.connect(path)
                 # docker-py keeps a pool for each URL, and each container has its own: connections that nobody asks for again
                 client = docker.DockerClient(

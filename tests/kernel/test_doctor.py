@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dojo_kernel.kernel import doctor
+from dojo_kernel.errors import BoxUnavailableError
+from dojo_kernel.kernel import docker, doctor
 
 ASK = """
 import asyncio, sys
@@ -70,6 +71,19 @@ def test_an_engine_that_cannot_be_reached_is_named_with_its_cause(tmp_path, host
     assert why in found.why
     assert found.fix
     assert (found.fix == "unset DOCKER_HOST") == found.why.startswith("DOCKER_HOST=")
+
+
+def test_an_engine_that_takes_no_more_connections_is_given_up(tmp_path, monkeypatch):
+    path = str(tmp_path / "full.sock")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    monkeypatch.setattr(docker, "SDK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(docker, "_engines", {})
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)  # and is never accepted
+        with pytest.raises(BoxUnavailableError, match="does not answer"):
+            docker.engine()
 
 
 def test_without_bubblewrap_the_fix_installs_it(tmp_path):
