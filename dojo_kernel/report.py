@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence, Sized
 
     from rich.console import Group
 
@@ -104,7 +104,7 @@ def _comparison(section: Section, letters: dict[str, str]) -> Grid:
         ]
         for one in section.agents
     ]
-    return Grid(f"agents over {len(section.competitions)} competitions", head, body, 2)
+    return Grid(f"agents over {_count(section.competitions, 'competition')}", head, body, 2)
 
 
 _HEAD_END: Final = ("medals g/s/b", "Elo", "AUP")
@@ -254,12 +254,17 @@ _HEAD: Final = """<!doctype html><html lang='en'><head><meta charset='utf-8'>
 <meta http-equiv='Content-Security-Policy' content="default-src 'none'; style-src 'unsafe-inline'"><title>dojo report</title>"""
 
 
+def _count(ones: Sized, noun: str) -> str:
+    return f"{len(ones)} {noun}{'' if len(ones) == 1 else 's'}"
+
+
 def page(evaluation: Evaluation) -> str:
     """The whole report as one HTML page: text, tables, plots as SVG; no script, no font, no request."""
     names = sorted(one.agent for one in evaluation.overall.agents)
     colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(names)}
     letters = _letters(evaluation)
-    lead = f"{len(names)} agents, {len(evaluation.overall.competitions)} competitions, {len(evaluation.rows)} episodes"
+    counted = (names, "agent"), (evaluation.overall.competitions, "competition"), (evaluation.rows, "episode")
+    lead = ", ".join(_count(ones, noun) for ones, noun in counted)
     notices = "".join(f"<li>{html.escape(line)}</li>" for line in evaluation.notices)
     plots = "".join(_plots(evaluation, colours))
     first, *others = grids(evaluation)
