@@ -3,6 +3,7 @@
 After a change of recipes or of `dojo synth`:
 
     .venv/bin/python tests/competition/manifests.py > tests/competition/manifests.csv
+    scripts/second-machine '.venv/bin/python tests/competition/manifests.py | diff tests/competition/manifests.csv -'
 """
 
 from __future__ import annotations
