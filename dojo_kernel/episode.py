@@ -702,7 +702,7 @@ async def open_episode(  # noqa: PLR0913 - keywords of the front door
         episode = await (_resume(table) if resume else _begin(table))
         try:
             yield episode
-        except BaseException as error:
+        except BaseException as error:  # a cancellation, too: the journal says how the episode ended, and the error goes on
             await _leave(episode, error)
             raise
         else:

@@ -61,7 +61,7 @@ class Journal:
             lock = _locked(folder)
             try:
                 file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-            except BaseException:
+            except BaseException:  # an interrupt, too: the lock is let go
                 os.close(lock)
                 raise
             _sync_folder(folder)
@@ -86,7 +86,7 @@ class Journal:
                     if read.torn:
                         os.ftruncate(file, read.size)
                         os.fsync(file)
-                except BaseException:
+                except BaseException:  # an interrupt, too: neither file nor lock stays open
                     os.close(file)
                     raise
             except BaseException:
