@@ -45,6 +45,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q dojo_kernel/inside # boxes see it read-only and would compile it at each start
 	@touch $@
 
 $(TESTED): $(READY) kernels/requirements-test.txt kernels/requirements-torch.txt kernels/requirements-ray.txt

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 import warnings
 from typing import Any, NamedTuple, cast
 
@@ -29,6 +30,31 @@ from IPython.core.autocall import IPyAutocall
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
+
+class Later(types.ModuleType):
+    """A package whose own file runs when a name that it lacks is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = types.ModuleType  # type: ignore[assignment]  # from here on an ordinary one
+        assert self.__spec__ is not None
+        assert self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def postpone(package: str) -> types.ModuleType:
+    """Put a package in its place without running its own file; its modules can be imported."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    made = sys.modules[package] = importlib.util.module_from_spec(spec)
+    made.__class__ = Later
+    return made
+
+
+_package: Any = postpone("jupyter_client")  # clients and managers are a tenth of a kernel's start, and nobody needs them here
+from jupyter_client.connect import write_connection_file  # noqa: E402
+
+_package.write_connection_file = write_connection_file  # all that ipykernel takes from the file
 _nothing: Any = None
 sys.modules["debugpy"] = _nothing  # nobody debugs here, and its import is a quarter of a kernel's start
 import ipykernel.debugger  # noqa: E402, F401  finds none

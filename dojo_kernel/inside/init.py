@@ -2,29 +2,29 @@
 
 Standard input and output carry JSON lines (`op` from the host, `ev` to it). End of input, or a minute without a line,
 ends everything in the box. It runs as PID 1 of a PID namespace; `--subreaper` is the mode for a box without a namespace.
+What it imports is a part of each box's start: nothing that has another import in its wake for a line or two of ours.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
 import os
 import resource
 import select
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 SILENCE_S = float(os.environ.get("DOJO_SILENCE_S", "60"))
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
-HERE = Path(__file__).resolve().parent
+HERE = os.path.dirname(os.path.realpath(__file__))
 MAX_LINE = 1 << 20
 ZYGOTE = "zygote"
 
@@ -36,33 +36,45 @@ def say(**event: object) -> None:
         data = data[os.write(1, data) :]
 
 
+def content(path: str) -> bytes:
+    """Of a file of /proc. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def stat(pid: int) -> list[bytes]:
+    """What /proc says of a process after its name: state, parent, ... Raises OSError when it is gone."""
+    return content(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
 def family(root: int) -> dict[int, int]:
     """Parent of each process below `root`, where /proc shows a whole host."""
     found: dict[int, int] = {}
     todo = [root]
     while todo:
         parent = todo.pop()
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                below = [int(child) for child in task.read_bytes().split()]
-                found.update(dict.fromkeys(below, parent))
-                todo += below
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(OSError):
+                    below = [int(child) for child in content(f"/proc/{parent}/task/{task}/children").split()]
+                    found.update(dict.fromkeys(below, parent))
+                    todo += below
     return found
 
 
 def parents() -> dict[int, int]:
     """Parent of each process that /proc shows."""
     found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
+    for entry in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            found[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            found[int(entry)] = int(stat(int(entry))[1])
     return found
 
 
 def parent_of(pid: int) -> int:
     """0 when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+        return int(stat(pid)[1])
     except OSError:
         return 0
 
@@ -70,7 +82,7 @@ def parent_of(pid: int) -> int:
 def exit_code(pid: int) -> int:
     """Of a dead process that its parent has not reaped yet; killed, when it has."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        fields = stat(pid)
         return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] == b"Z" else -signal.SIGKILL
     except OSError:
         return -signal.SIGKILL
@@ -100,7 +112,7 @@ def send(pid: int, number: int) -> None:
 def marked(pid: int, mark: bytes) -> bool:
     """Whether the process was started with this environment entry. A hint: its program may have cleared it."""
     try:
-        return mark in Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+        return mark in content(f"/proc/{pid}/environ").split(b"\0")
     except OSError:
         return False
 
@@ -108,18 +120,16 @@ def marked(pid: int, mark: bytes) -> bool:
 class Zygote:
     """The process that forks kernels, and the pipes to it."""
 
-    def __init__(self, pid: int, orders: int, answers: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, pid: int, orders: int, answers: int) -> None:
         self.pid, self.orders, self.answers = pid, orders, answers
         self.waiting: list[str] = []
         """Kernels ordered and not yet made."""
         self.pending = b""
-        self._process = process
 
     def close(self) -> None:
         """Its pipes."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        os.close(self.orders)
+        os.close(self.answers)
 
 
 class Init:
@@ -136,25 +146,40 @@ class Init:
 
     def in_child(self) -> None:
         """Between fork and exec."""
-        for number in IGNORED:
+        os.setsid()
+        for number in (*IGNORED, signal.SIGXFSZ):  # the last one is Python's own doing
             signal.signal(number, signal.SIG_DFL)
         self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         self.libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # or its own oom_score_adj is not writable
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("0")
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("0")
 
-    def _start(self, argv: list[str], env: dict[str, str], cwd: str, **streams: Any) -> subprocess.Popen[bytes]:
-        """A program in a session and process group of its own."""
-        process = subprocess.Popen(
-            argv,
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams},
-            start_new_session=True,
-            preexec_fn=self.in_child,  # noqa: PLW1509  we have one thread
-            env=env,
-            cwd=cwd,
-        )
-        process.returncode = 0  # reaped below by waitpid(-1), never by subprocess
-        return process
+    def start(self, argv: list[str], env: dict[str, str], cwd: str, streams: tuple[int, int] | None = None) -> int:
+        """A program in a session and process group of its own; its pid. Raises OSError where it cannot be run.
+
+        `streams` become its standard input and output; without them, and for its errors, there is /dev/null.
+        """
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        heard, told = os.pipe2(os.O_CLOEXEC)  # exec closes it: what is read there, is why there was none
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.in_child()
+                for number, stream in enumerate((*(streams or (null, null)), null)):
+                    os.dup2(stream, number)
+                os.chdir(cwd)
+                os.execvpe(argv[0], argv, env)
+            except BaseException as error:  # noqa: BLE001  nothing may get back into init's loop
+                os.write(told, f"{type(error).__name__}: {error}".encode()[:1000])
+            finally:
+                os._exit(70)
+        os.close(null)
+        os.close(told)
+        with os.fdopen(heard, "rb") as file:
+            why = file.read().decode(errors="replace")
+        if why:
+            raise OSError(why)
+        return pid
 
     def prepare(self, order: dict[str, Any]) -> None:
         """Write the connection file of a kernel to come."""
@@ -169,8 +194,7 @@ class Init:
         self.prepare(order)
         name = str(order["name"])
         argv = [str(part) for part in order["argv"]]
-        process = self._start(argv, {**order["env"], "DOJO_PROCESS": name}, order.get("cwd") or "/")
-        self.register(name, process.pid)
+        self.register(name, self.start(argv, {**order["env"], "DOJO_PROCESS": name}, order.get("cwd") or "/"))
 
     def register(self, name: str, pid: int) -> None:
         """From here on its end is reported, and it is killed by its name."""
@@ -193,12 +217,18 @@ class Init:
     def start_zygote(self) -> None:
         """Again after it has died; the host sends its order first."""
         order = self.zygote_order
-        argv = [sys.executable, "-B", str(HERE / "zygote.py"), *order["preload"]]
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = self._start(argv, {**order["env"], "DOJO_PROCESS": ZYGOTE}, "/", **streams)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self.zygote = Zygote(process.pid, process.stdin.fileno(), process.stdout.fileno(), process)
+        argv = [sys.executable, "-B", f"{HERE}/zygote.py", *order["preload"]]
+        (theirs, orders), (answers, mine) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = self.start(argv, {**order["env"], "DOJO_PROCESS": ZYGOTE}, "/", (theirs, mine))
+        except OSError:
+            os.close(orders)
+            os.close(answers)
+            raise
+        finally:
+            os.close(theirs)
+            os.close(mine)
+        self.zygote = Zygote(pid, orders, answers)
 
     def end_zygote(self) -> None:
         """Forget one that is gone, and tell the host of the kernels that it did not make."""
@@ -344,6 +374,8 @@ class Init:
         elif op == "kill":
             self.kill(str(order["name"])) if "name" in order else self.kill_all()
         elif op == "remove":
+            import shutil  # noqa: PLC0415  half of what init needs to start, and few boxes need it
+
             shutil.rmtree(str(order["path"]), ignore_errors=True)
         else:
             raise ValueError(f"no op {op!r}")
@@ -354,42 +386,36 @@ class Init:
         os._exit(0)
 
 
-def limit(limits: argparse.Namespace) -> None:
-    """Resource limits that everything started from here inherits; set inside, so that they count inside."""
-    wanted = {
-        resource.RLIMIT_NPROC: limits.nproc,
-        resource.RLIMIT_NOFILE: limits.nofile,
-        resource.RLIMIT_FSIZE: limits.fsize,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in wanted.items():
-        if value is not None:
-            hard = resource.getrlimit(kind)[1]
-            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (most, most))
+LIMITS = {"--nproc": resource.RLIMIT_NPROC, "--nofile": resource.RLIMIT_NOFILE, "--fsize": resource.RLIMIT_FSIZE}
+
+
+def limit(kind: int, value: int) -> None:
+    """A resource limit that everything started from here inherits; set inside, so that it counts inside."""
+    hard = resource.getrlimit(kind)[1]
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def main() -> None:
-    """Serve the host until it goes."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--subreaper", action="store_true")
-    parser.add_argument("--nproc", type=int)
-    parser.add_argument("--nofile", type=int)
-    parser.add_argument("--fsize", type=int)
-    arguments = parser.parse_args()
-    if os.getpid() != 1 and not arguments.subreaper:
+    """Serve the host until it goes. Arguments: `--subreaper`, and `--nproc N`, `--nofile N`, `--fsize BYTES`."""
+    given = sys.argv[1:]
+    subreaper = "--subreaper" in given
+    if os.getpid() != 1 and not subreaper:
         sys.exit("init must be PID 1 of its box (no --init; bwrap --as-pid-1): another one would hold our pipes open")
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # closes /proc/1/{mem,environ,fd} to the agent
-    if arguments.subreaper:
+    if subreaper:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in IGNORED:  # Python's own SIGINT handler would undo the immunity of PID 1
         signal.signal(number, signal.SIG_IGN)
-    limit(arguments)
+    limit(resource.RLIMIT_CORE, 0)
+    for name, kind in LIMITS.items():
+        if name in given:
+            limit(kind, int(given[given.index(name) + 1]))
     wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    init = Init(alone=not arguments.subreaper, libc=libc)
+    init = Init(alone=not subreaper, libc=libc)
     say(ev="ready", pid=os.getpid())
     serve(init, wake)
 

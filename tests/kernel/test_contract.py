@@ -195,6 +195,14 @@ async def test_magics_work(kernel):
     assert printed(await run(kernel, "%%capture\nprint('no')")) == ""
 
 
+async def test_a_package_that_the_kernel_has_half_imported_is_whole_for_a_cell(kernel):
+    await kernel.restart()
+    code = "import jupyter_client.session\nfrom jupyter_client import *\nprint(jupyter_client.session.Session, jupyter_client.KernelManager)"
+    assert printed(await run(kernel, code)) == (
+        "<class 'jupyter_client.session.Session'> <class 'jupyter_client.manager.KernelManager'>\n"
+    )
+
+
 async def test_an_empty_cell_is_ok(kernel):
     assert (await run(kernel, "")).status == "ok"
 
