@@ -427,8 +427,9 @@ class Episode:
             started_at=_now(),
         )
         place = self._branch_folder() if folder is None else folder
-        journal = self._journal.branch(place, event)
-        table = replace(self._table, folder=place, temporary=self._table.temporary and folder is None)
+        temporary = self._table.temporary and folder is None
+        journal = self._journal.branch(place, event, durable=not temporary)
+        table = replace(self._table, folder=place, temporary=temporary)
         return Episode(table, journal, kernel, self._grader.shared(), [*self.events, event])
 
     def explored(  # noqa: PLR0913 - what an Explored is made of
@@ -721,7 +722,7 @@ def _known(settings: EpisodeSettings) -> None:
 async def _begin(table: _Table) -> Episode:
     name = _new_name(table.competition)
     async with contextlib.AsyncExitStack() as stack:
-        journal = Journal.create(table.folder)
+        journal = Journal.create(table.folder, durable=not table.temporary)
         stack.callback(journal.close)
         episode = await _sit_down(table, journal, name, [], stack)
         episode._record(_opening(table, name, episode.kernel))  # noqa: SLF001 - its own maker

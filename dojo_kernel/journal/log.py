@@ -42,8 +42,10 @@ _SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Journal:
     """The one writer of a run's folder. Make it with `create` or `resume`; close it, or use it as a context manager."""
 
-    def __init__(self, folder: Path, lock: int, file: int, read: Reading) -> None:
+    def __init__(self, folder: Path, lock: int, file: int, read: Reading, *, durable: bool) -> None:
         self.folder = folder
+        self.durable = durable
+        """Whether what was told to be written survives a loss of power, and not only the end of this process."""
         self.events: list[Opened | Acted | Stepped | Interrupted | Resumed | Branched | Explored | Closed] = read.events
         """All events, oldest first, those of earlier hosts included."""
         self.head = read.head
@@ -54,8 +56,11 @@ class Journal:
         self._broken: str | None = None
 
     @classmethod
-    def create(cls, folder: Path) -> Journal:
-        """A new journal; the folder is made. Raises JournalError when it has one or another process writes in it."""
+    def create(cls, folder: Path, *, durable: bool = True) -> Journal:
+        """A new journal; the folder is made. Raises JournalError when it has one or another process writes in it.
+
+        Not `durable`: nothing waits for the disk, for a folder that goes with its process anyway.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _locked(folder)
@@ -64,13 +69,14 @@ class Journal:
             except BaseException:  # an interrupt, too: the lock is let go
                 os.close(lock)
                 raise
-            _sync_folder(folder)
-            _sync_folder(folder.parent)
+            if durable:
+                _sync_folder(folder)
+                _sync_folder(folder.parent)
         except FileExistsError as error:
             raise JournalError(f"{folder} has a journal already") from error
         except OSError as error:
             raise JournalError(f"cannot make a journal in {folder}: {error}") from error
-        return cls(folder, lock, file, Reading([], _START, 0, 0))
+        return cls(folder, lock, file, Reading([], _START, 0, 0), durable=durable)
 
     @classmethod
     def resume(cls, folder: Path) -> Journal:
@@ -94,10 +100,10 @@ class Journal:
                 raise
         except OSError as error:
             raise JournalError(f"cannot go on with the journal in {folder}: {error}") from error
-        return cls(folder, lock, file, read)
+        return cls(folder, lock, file, read, durable=True)
 
     def append(self, event: Opened | Acted | Stepped | Interrupted | Resumed | Branched | Explored | Closed) -> None:
-        """Write one event; it is on the disk when this returns, an `Acted` with the event after it.
+        """Write one event; in a durable journal it is on the disk when this returns, an `Acted` with the event after it.
 
         A crash of this process loses nothing that was written. Only power loss can lose an `Acted`, and that ends the
         box as well, before anybody heard of a result.
@@ -111,7 +117,7 @@ class Journal:
         line, head = _line(len(self.events), self.head, event)
         try:
             _write_all(self._file, line)
-            if not isinstance(event, Acted):
+            if self.durable and not isinstance(event, Acted):
                 os.fdatasync(self._file)
         except BaseException as error:
             self._roll_back(error)
@@ -133,7 +139,7 @@ class Journal:
         except OSError as error:
             self._broken = f"a failed write could not be taken back ({error.strerror}); resume the run to mend it"
 
-    def branch(self, folder: Path, event: Branched) -> Journal:
+    def branch(self, folder: Path, event: Branched, *, durable: bool = True) -> Journal:
         """A new journal in `folder`: this one byte for byte, then `event`, in one write and one sync; kept files come along.
 
         Raises:
@@ -143,9 +149,9 @@ class Journal:
             raise JournalError(f"{self.folder / FILE}: {self._broken}")
         if folder.exists() and any(folder.iterdir()):
             raise JournalError(f"cannot make a branch in {folder}: it is not empty")
-        made = Journal.create(folder)
+        made = Journal.create(folder, durable=durable)
         try:
-            self._lend_files(folder)
+            self._lend_files(folder, durable=durable)
             line, head = _line(len(self.events), self.head, event)
             data = (self.folder / FILE).read_bytes()[: self._size] + line
             made._begin(data, Reading([*self.events, event], head, len(data), 0))  # noqa: SLF001 - the same class
@@ -159,10 +165,11 @@ class Journal:
 
     def _begin(self, data: bytes, read: Reading) -> None:
         _write_all(self._file, data)
-        os.fsync(self._file)
+        if self.durable:
+            os.fsync(self._file)
         self.events, self.head, self._size = read.events, read.head, read.size
 
-    def _lend_files(self, folder: Path) -> None:
+    def _lend_files(self, folder: Path, *, durable: bool) -> None:
         """What was stored so far, without a second copy where the file system can do that."""
         kept = self.folder / "files"
         if not kept.is_dir():
@@ -171,13 +178,12 @@ class Journal:
         for file in kept.iterdir():
             if not _KEPT.fullmatch(file.name):  # the half of a write
                 continue
-            try:
-                os.link(file, folder / "files" / file.name)
-            except OSError as error:
-                if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}:
-                    raise
-                write_atomically(folder / "files" / file.name, file.read_bytes())
-        _sync_folder(folder / "files")
+            target = folder / "files" / file.name
+            never_synced = durable and not self.durable
+            if never_synced or not _linked(file, target):
+                write_atomically(target, file.read_bytes(), durable=durable)
+        if durable:
+            _sync_folder(folder / "files")
 
     def store(self, data: bytes) -> str:
         """Keep bytes as `files/<sha256>`, whole or not at all; returns the sha256. Raises JournalError."""
@@ -188,7 +194,7 @@ class Journal:
         try:
             if not (target.is_file() and target.stat().st_size == len(data)):
                 target.parent.mkdir(exist_ok=True)
-                write_atomically(target, data)
+                write_atomically(target, data, durable=self.durable)
         except OSError as error:
             raise JournalError(f"cannot keep a file in {target.parent}: {error.strerror}") from error
         return name
@@ -267,14 +273,18 @@ def verify(data: bytes, name: str) -> Reading:
     return Reading(events, head, size, len(data) - size)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, whole, or leave what was there: temporary file beside it, sync, rename, sync. Raises OSError."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put `data` at `path`, whole, or leave what was there: temporary file beside it, sync, rename, sync. Raises OSError.
+
+    Not `durable`: without the syncs, so whole for other processes, and perhaps not after a loss of power.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".dojo-", suffix=".part")
     try:
         try:
             _write_all(handle, data)
             os.fchmod(handle, 0o644)
-            os.fsync(handle)
+            if durable:
+                os.fsync(handle)
         finally:
             os.close(handle)
         Path(name).replace(path)
@@ -282,7 +292,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _linked(file: Path, target: Path) -> bool:
+    """Whether the file system can do that. Raises OSError for any other fault."""
+    try:
+        os.link(file, target)
+    except OSError as error:
+        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}:
+            raise
+        return False
+    return True
 
 
 def whole_text(value: Any) -> Any:

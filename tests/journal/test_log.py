@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dojo_kernel.actions import ExecuteCode
 from dojo_kernel.errors import JournalError
 from dojo_kernel.journal import Journal, read_journal
-from dojo_kernel.records import Acted, Execution, Observation, Opened, Step, Stepped, Stream
+from dojo_kernel.records import Acted, Branched, Execution, Observation, Opened, Step, Stepped, Stream
 
 
 def opened() -> Opened:
@@ -50,6 +50,19 @@ def stepped(index: int, text: str = "hello\n") -> Stepped:
     )
 
 
+def branched(parent: Journal) -> Branched:
+    return Branched(
+        episode="b",
+        parent_episode="e",
+        parent_events=len(parent.events),
+        parent_head_sha256=parent.head,
+        index=0,
+        seed=0,
+        workspace_path="/forks/1/workspace",
+        started_at="2026-11-21T00:00:00+00:00",
+    )
+
+
 def played(folder: Path, steps: int = 3) -> Path:
     with Journal.create(folder) as journal:
         journal.append(opened())
@@ -65,6 +78,44 @@ def test_what_was_appended_is_read_again(tmp_path):
     assert events == read_journal(file)
     assert [event.type for event in events] == ["opened", *["acted", "stepped"] * 3]
     assert file.read_bytes().isascii()
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Names of what was synced, oldest first."""
+    names = []
+    for name in ("fsync", "fdatasync"):
+        real = getattr(os, name)
+
+        def noted(fd, real=real):
+            names.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+            real(fd)
+
+        monkeypatch.setattr(os, name, noted)
+    return names
+
+
+def test_a_result_is_on_the_disk_when_append_returns(tmp_path, synced):
+    with Journal.create(tmp_path / "run") as journal:
+        journal.append(opened())
+        journal.append(Acted(index=0, action=ExecuteCode(code="1")))
+        synced.clear()
+        journal.append(stepped(0))
+        assert synced == ["journal.jsonl"]
+
+
+def test_a_journal_that_goes_with_its_process_waits_for_no_disk_and_a_branch_that_stays_does(tmp_path, synced):
+    with Journal.create(tmp_path / "run", durable=False) as journal:
+        journal.append(opened())
+        journal.append(Acted(index=0, action=ExecuteCode(code="1")))
+        journal.append(stepped(0))
+        kept = journal.store(b"id,y\n")
+        with journal.branch(tmp_path / "twin", branched(journal), durable=False):
+            assert synced == []
+        with journal.branch(tmp_path / "branch", branched(journal)):
+            assert {"journal.jsonl", "files", "branch"} < {*synced}
+            assert any(name.endswith(".part") for name in synced), "the stored file, before it has its name"
+            assert (tmp_path / "branch/files" / kept).stat().st_nlink == 1
 
 
 def test_a_journal_cut_at_any_byte_is_an_exact_prefix(tmp_path):
