@@ -17,7 +17,7 @@ PARTS = {"kernel", "competition", "journal", "chat"}
 FLOORS = {name: floor for floor, names in enumerate([WORDS, PARTS, GAME, FACES]) for name in names}
 FLOORS |= {"live": 4, "cli": 4, "__main__": 5}
 HOMES = {
-    "docker": {"kernel"}, "jupyter_client": {"kernel"}, "zmq": {"kernel", "inside"}, "nbformat": {"journal", "replay"},
+    "docker": {"kernel"}, "jupyter_client": {"kernel", "inside"}, "zmq": {"kernel", "inside"}, "nbformat": {"journal", "replay"},
     "pandas": {"competition"}, "sklearn": {"competition"}, "gymnasium": {"env", "__init__"}, "typer": {"cli"},
     "openai": {"chat", "agents"}, "anthropic": {"chat"}, "keyring": {"chat"}, "ray": {"ray_engine"},
     "agents": {"agents"}, "prompt_toolkit": {"agents"},
@@ -78,7 +78,7 @@ def test_what_runs_in_the_box_is_made_of_the_standard_library_and_ipykernel():
         tops = {top for top, _ in imports(path)}
         if room(path) == "inside":
             foreign = tops - sys.stdlib_module_names
-            assert foreign <= {"ipykernel", "IPython", "comm", "tornado", "traitlets", "zmq", "cloudpickle"}, (
+            assert foreign <= {"ipykernel", "IPython", "comm", "jupyter_client", "tornado", "traitlets", "zmq", "cloudpickle"}, (
                 f"{path}: {foreign}"
             )  # what comes with the first; the last is optional
         assert "inside" not in {there for _, there in imports(path)}, f"{path} imports what belongs in the box"

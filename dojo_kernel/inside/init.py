@@ -161,25 +161,31 @@ class Init:
         """
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         heard, told = os.pipe2(os.O_CLOEXEC)  # exec closes it: what is read there, is why there was none
-        pid = os.fork()
-        if pid == 0:
-            try:
-                self.in_child()
-                for number, stream in enumerate((*(streams or (null, null)), null)):
-                    os.dup2(stream, number)
-                os.chdir(cwd)
-                os.execvpe(argv[0], argv, env)
-            except BaseException as error:  # noqa: BLE001  nothing may get back into init's loop
-                os.write(told, f"{type(error).__name__}: {error}".encode()[:1000])
-            finally:
-                os._exit(70)
-        os.close(null)
-        os.close(told)
         with os.fdopen(heard, "rb") as file:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self.become(argv, env, cwd, (*(streams or (null, null)), null), told)
+            finally:
+                os.close(null)
+                os.close(told)
             why = file.read().decode(errors="replace")
         if why:
             raise OSError(why)
         return pid
+
+    def become(self, argv: list[str], env: dict[str, str], cwd: str, streams: tuple[int, ...], told: int) -> None:
+        """In the child: the program, or a word to `told` and the end."""
+        try:
+            self.in_child()
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+            os.chdir(cwd)
+            os.execvpe(argv[0], argv, env)
+        except BaseException as error:  # noqa: BLE001  nothing may get back into init's loop
+            os.write(told, f"{type(error).__name__}: {error}".encode()[:1000])
+        finally:
+            os._exit(70)
 
     def prepare(self, order: dict[str, Any]) -> None:
         """Write the connection file of a kernel to come."""
