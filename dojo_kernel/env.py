@@ -345,7 +345,8 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     ## Arguments
     `competition`: slug or folder. `settings`, `kernel`: `EpisodeSettings` and `KernelSettings`, or dicts of their fields.
-    `folder`: keeps a journal and submissions an episode; without it they go when the next episode starts.
+    `folder`: keeps a journal and submissions an episode, each step synced to the disk before it returns; without it they go
+    when the next episode starts, and nothing waits for the disk.
     `pool`: how many boxes wait for the next resets, with the usual libraries imported; or a `WarmPool` that several
     environments share, which is emptied when the last of them is closed.
     """
