@@ -15,6 +15,7 @@ import pytest
 
 from dojo_kernel.competition import find
 from dojo_kernel.competition.prepare import prepare
+from dojo_kernel.kernel import reaper
 from dojo_kernel.kernel.doctor import available
 
 # A job in the background of a script ignores SIGINT, and so would the programs that tests interrupt.
@@ -81,3 +82,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         usable, why = _probe(mark)
         if not usable:
             pytest.fail(f"DOJO_REQUIRE names {mark}, and it is not usable here: {why}", pytrace=False)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Folders of the programs that tests have killed wait for the next box of this user; here none may come."""
+    if not hasattr(session.config, "workerinput"):
+        reaper.reap()

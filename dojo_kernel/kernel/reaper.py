@@ -59,10 +59,19 @@ def start() -> None:
         folder = state_root() / "hosts"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{host_name()}.lock"
+        _own[os.getpid()] = path, _locked(path)
+    reap()
+
+
+def _locked(path: Path) -> int:
+    """The file, new and locked, and still under its name: another host may have taken it for a dead one's before the lock."""
+    while True:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        _own[os.getpid()] = path, fd
-    reap()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        os.close(fd)
 
 
 def lease(kind: str, what: str) -> None:

@@ -1,5 +1,6 @@
 """What a dead host left behind is given back by the next one, and nothing of a living one is touched."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -72,6 +73,23 @@ def test_a_living_host_keeps_what_it_has(host):
     assert reaper.reap() == []
     assert folder.exists()
     assert alive(pid)
+
+
+def test_a_host_that_another_took_for_dead_before_it_had_its_lock_writes_a_new_one(state, monkeypatch):
+    taken = []
+
+    def late(fd, operation, flock=fcntl.flock):
+        if not taken:
+            taken.append(fd)
+            (state / f"{reaper.host_name()}.lock").unlink()  # as _reap_host does
+        flock(fd, operation)
+
+    monkeypatch.setattr(reaper, "_own", {})
+    monkeypatch.setattr(reaper.fcntl, "flock", late)
+    reaper.start()
+    path, fd = reaper._own[os.getpid()]
+    assert os.path.samestat(os.fstat(fd), path.stat())
+    os.close(fd)
 
 
 def test_the_hooks_hear_the_name_of_the_dead(host, monkeypatch):
