@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jupyter_client.kernelspec import KernelSpec
 
 from dojo_kernel.errors import BoxUnavailableError, DojoError
+from dojo_kernel.kernel.sandbox import system_binds
 from dojo_kernel.records import Enforcement, Limits, Record
 
 if TYPE_CHECKING:
@@ -126,10 +127,8 @@ def _sandbox() -> tuple[str, str] | None:
         "--unshare-net",
         "--unshare-ipc",
         "--unshare-uts",
-        "--ro-bind",
-        "/",
-        "/",
-        "true",
+        *system_binds(),
+        "/usr/bin/true",
     ]
     try:
         tried = subprocess.run(argv, capture_output=True, text=True, timeout=20, env={}, check=False)

@@ -34,6 +34,8 @@ PERIOD_US = 100_000
 SWAP_FILES = ("memory.swap.max", "memory.memsw.limit_in_bytes")
 CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
 LINKER = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d")
+AT_ROOT = ("bin", "sbin", "lib", "lib64")
+"""Links into /usr, or folders beside it."""
 ETC = (*LINKER, "localtime", "ssl/certs", "ssl/openssl.cnf", "fonts", "mime.types", "alternatives")
 
 
@@ -162,6 +164,17 @@ class Bind(NamedTuple):
     source: Path
     target: str
     writable: bool = False
+
+
+def system_binds() -> list[str]:
+    """Options of bubblewrap for a box that can run the programs of /usr; not all of /, where other boxes' mounts come and go."""
+    options = ["--ro-bind", "/usr", "/usr"]
+    for path in (Path("/", name) for name in AT_ROOT):
+        if path.is_symlink():
+            options += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            options += ["--ro-bind", str(path), str(path)]
+    return options
 
 
 def python_folders() -> list[Path]:
@@ -298,9 +311,7 @@ class SandboxProvisioner(BoxProvisioner):
         etc = self._etc()
         binds = [Bind(Path("/usr"), "/usr")]
         binds += [
-            Bind(Path("/", name), f"/{name}")
-            for name in ("bin", "sbin", "lib", "lib64")
-            if Path("/", name).is_dir() and not Path("/", name).is_symlink()
+            Bind(Path("/", name), f"/{name}") for name in AT_ROOT if Path("/", name).is_dir() and not Path("/", name).is_symlink()
         ]
         binds += [Bind(Path("/etc", name), f"/etc/{name}") for name in ETC if Path("/etc", name).exists()]
         binds += [Bind(etc / name, f"/etc/{name}") for name in ("passwd", "group", "hosts", "nsswitch.conf")]
@@ -324,7 +335,7 @@ class SandboxProvisioner(BoxProvisioner):
         options += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "LANG", "C.UTF-8"]
         options += ["--proc", "/proc", "--dev", "/dev", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
         options += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
-        for name in ("bin", "sbin", "lib", "lib64"):
+        for name in AT_ROOT:
             path = Path("/", name)
             if path.is_symlink():
                 options += ["--symlink", str(path.readlink()), str(path)]

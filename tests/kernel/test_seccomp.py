@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dojo_kernel.kernel import seccomp
+from dojo_kernel.kernel import sandbox, seccomp
 
 PROBE = r"""
 import ctypes, errno, json, os
@@ -45,8 +45,10 @@ def test_the_filter_refuses_each_call_and_lets_ordinary_ones_through():
     filter_fd = os.memfd_create("filter")
     os.write(filter_fd, seccomp.bpf())
     os.lseek(filter_fd, 0, os.SEEK_SET)
+    python = [part for path in sandbox.python_folders() for part in ("--ro-bind", str(path), str(path))]
+    system = [*sandbox.system_binds(), *python, "--dev", "/dev"]
     done = subprocess.run(
-        ["bwrap", "--ro-bind", "/", "/", "--seccomp", str(filter_fd), "--", sys.executable, "-I", "-S", "-c", PROBE],
+        ["bwrap", *system, "--seccomp", str(filter_fd), "--", sys.executable, "-I", "-S", "-c", PROBE],
         env={"NUMBERS": json.dumps(numbers)},
         pass_fds=[filter_fd],
         capture_output=True,
