@@ -21,7 +21,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 HERE = Path(__file__).resolve().parent
-LATER = ("IPython.core.completerlib", "IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio")
+COMING_UP = ("IPython.core.completerlib", "IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio")
 """What a kernel imports while it comes up, a third of that time: once here, not in each."""
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")
     app = load_app()
     app.environment()
-    preload([*LATER, *sys.argv[1:]])
+    preload([*COMING_UP, *sys.argv[1:]])
     gc.disable()
     gc.freeze()  # or each child would copy every page at its first collection
     serve(app)

@@ -128,7 +128,7 @@ def _sandbox() -> tuple[str, str] | None:
         "--unshare-ipc",
         "--unshare-uts",
         *system_binds(),
-        "/usr/bin/true",
+        "true",
     ]
     try:
         tried = subprocess.run(argv, capture_output=True, text=True, timeout=20, env={}, check=False)
