@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import psutil
 from table import Figure, tell
 
 COMPETITIONS = ("wine", "breast-cancer", "diabetes", "seattle-weather", "digits", "character-scripts")
@@ -152,10 +153,9 @@ def _pss_mb(pid: int) -> float:
 def descendants(pid: int) -> list[int]:
     """Of all generations."""
     try:
-        found = [int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
-    except OSError:
+        return [one.pid for one in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
         return []
-    return found + [deep for one in found for deep in descendants(one)]
 
 
 def command(folder: Path, name: str, seeds: range, box: str, *more: str) -> tuple[list[str], dict[str, str]]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import psutil
 import pytest
 from jupyter_client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec
@@ -129,6 +130,14 @@ def alive(pid: int | str) -> bool:
         return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
+
+
+def descendants(pid: int) -> set[int]:
+    """Children of a process and theirs, as the machine sees them: those in boxes that it has started itself, zombies too."""
+    try:
+        return {one.pid for one in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def sleepers(mark: str) -> list[int]:

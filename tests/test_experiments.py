@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from boxes import alive, descendants
 from rich.console import Console
 
 from dojo_kernel.cli import _short
@@ -296,18 +297,6 @@ def command(folder: Path, episodes: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "dojo_kernel", "run", "run.toml", *more, "--json"]
 
 
-def _descendants(pid: int) -> list[int]:
-    found = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return [int(one) for one in found] + [deep for one in found for deep in _descendants(int(one))]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-
-
 @pytest.mark.endurance
 @pytest.mark.slow
 def test_of_a_killed_runner_nothing_is_left_and_resume_plays_exactly_what_is_missing(tmp_path) -> None:
@@ -326,10 +315,10 @@ def test_of_a_killed_runner_nothing_is_left_and_resume_plays_exactly_what_is_mis
         ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        below = _descendants(playing.pid)
+        below = descendants(playing.pid)
         playing.send_signal(signal.SIGKILL)
     began = time.monotonic()
-    while any(map(_alive, below)):
+    while any(map(alive, below)):
         assert time.monotonic() - began < 10
         time.sleep(0.05)
     before = {name: (folder / name / "journal.jsonl").read_bytes() for name in ended()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boxes import alive, descendants
 
 from dojo_kernel.actions import ExecuteCode
 from dojo_kernel.errors import BoxUnavailableError, ConfigError, KernelStartError
@@ -188,11 +189,6 @@ class Slow:
 """
 
 
-def _descendants(pid: int) -> list[int]:
-    found = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return [int(one) for one in found] + [deep for one in found for deep in _descendants(int(one))]
-
-
 @pytest.mark.slow
 def test_ctrl_c_keeps_everything_removes_the_box_and_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "slow_agent.py").write_text(SLOW.replace("SECONDS", "600"))
@@ -206,14 +202,14 @@ def test_ctrl_c_keeps_everything_removes_the_box_and_can_be_resumed(tmp_path: Pa
         assert playing.poll() is None
         time.sleep(0.1)
     time.sleep(0.5)
-    boxes = _descendants(playing.pid)
+    boxes = descendants(playing.pid)
     assert boxes
     playing.send_signal(signal.SIGINT)
     _, err = playing.communicate(timeout=30)
     assert playing.returncode == 130, err
     assert "--name cut --resume" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert [pid for pid in boxes if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()] == []
+    assert not any(map(alive, boxes))
     assert not isinstance(read_journal(folder)[-1], Closed)
     (tmp_path / "slow_agent.py").write_text(SLOW.replace("SECONDS", "0"))
     again = subprocess.run(

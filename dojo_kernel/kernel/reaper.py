@@ -50,6 +50,14 @@ def start_time(pid: int) -> int | None:
         return None
 
 
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+    except (OSError, IndexError):
+        return False
+
+
 def start() -> None:
     """Take this process's lock, once, and reap what dead ones left."""
     with _lock:
@@ -143,12 +151,21 @@ def _give_back(one: Lease) -> None:
     if one.kind == "pid":
         pid, _, started = one.what.partition(":")
         if started and str(start_time(int(pid))) == started:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(int(pid), signal.SIGKILL)
+            end_process(int(pid))
     elif one.kind == "cgroup" and one.what.startswith("/sys/fs/cgroup/"):
         remove_cgroup(Path(one.what))
     elif one.kind == "run_dir" and one.what.startswith("/tmp/dk-"):  # noqa: S108  a name, not a file that is opened
         remove_run_dir(Path(one.what))
+
+
+def end_process(pid: int) -> None:
+    """Kill it and wait, two seconds at most, until it has let go of its files and mounts."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(100):
+            if not runs(pid):
+                return
+            threading.Event().wait(0.02)
 
 
 def remove_cgroup(folder: Path) -> None:

@@ -409,7 +409,7 @@ class SandboxProvisioner(BoxProvisioner):
         for pid in self._pids():
             with contextlib.suppress(OSError, ValueError):
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                found[pid] = next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
+                found[pid] = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) << 10
         return found
 
     async def _watch_memory(self) -> None:

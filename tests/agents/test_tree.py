@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from boxes import BOXES_IN_CI, becomes_true
+from boxes import BOXES_IN_CI, alive, becomes_true, descendants
 from competition_fixtures import make_counting
 from model_server import ModelServer, Say
 
@@ -366,7 +366,7 @@ async def test_a_search_whose_runner_was_killed_goes_on_and_leaves_nothing_behin
             assert rooms
         finally:
             playing.kill()
-    assert await becomes_true(lambda: not any(map(running, boxes)), 30)
+    assert await becomes_true(lambda: not any(map(alive, boxes)), 30)
     again = subprocess.run(
         [*run_file(0), "--resume", "--json"],
         cwd=tmp_path,
@@ -385,11 +385,6 @@ async def test_a_search_whose_runner_was_killed_goes_on_and_leaves_nothing_behin
     assert await becomes_true(lambda: not any(folder.exists() for folder in rooms), 30)
 
 
-def descendants(pid):
-    found = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return [int(one) for one in found] + [deep for one in found for deep in descendants(int(one))]
-
-
 def rooms_of(pids):
     """Folders /tmp/dk-* that these processes work in or were told of."""
     told = b""
@@ -401,22 +396,15 @@ def rooms_of(pids):
     return {Path(os.fsdecode(name)) for name in re.findall(rb"/tmp/dk-[A-Za-z0-9_]+", told)}
 
 
-def running(pid):
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
 async def test_nothing_is_left_of_a_search_but_its_journals(competition, tmp_path):
-    before = set(descendants(os.getpid()))
+    before = descendants(os.getpid())
     await searched(competition, "process", cells=CELLS, about={"folder": tmp_path / "run"})
     with pytest.raises(PluginError, match="ZeroDivisionError"):
         async with opened(competition, "process", folder=tmp_path / "other") as episode:
             await play(episode, TreeAgent(propose=lambda ask: 1 / 0 if ask.id == 2 else scores("1"), drafts=3))
     assert episode.closed.reason == "error"
-    assert await becomes_true(lambda: not [pid for pid in set(descendants(os.getpid())) - before if running(pid)])
+    assert await becomes_true(lambda: not any(map(alive, descendants(os.getpid()) - before)))
     names = {path.name for path in (tmp_path / "other" / "branches").iterdir()}
     assert names == {"0", "1", "3"}
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
-from boxes import BOXES_IN_CI, opened, printed
+from boxes import BOXES_IN_CI, descendants, opened, printed
 
 from dojo_kernel.inside import fork
 from dojo_kernel.records import Limits
@@ -64,23 +64,6 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def descendants(root: int) -> int:
-    """Of this process as the machine sees it: those in boxes that it has started itself, zombies too."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-    found, todo = set(), [root]
-    while todo:
-        parent = todo.pop()
-        below = {pid for pid, its in parents.items() if its == parent} - found
-        found |= below
-        todo += below
-    return len(found)
-
-
 async def counted(kernel) -> tuple[Count, Size]:
     gc.collect()
     listing = f"import os; print(sorted(name for name in os.listdir({kernel._box.scratch_root!r}) if 'scratch' in name))"
@@ -88,7 +71,7 @@ async def counted(kernel) -> tuple[Count, Size]:
     inside = [int(word) for word in printed(await kernel.execute(INSIDE, 20)).split()]
     fds = fork.targets().values()
     status = Path("/proc/self/status").read_text()
-    box = len(kernel._box._pids()) or descendants(os.getpid())
+    box = len(kernel._box._pids()) or len(descendants(os.getpid()))
     count = Count(
         host_fds=len(fds),
         host_threads=len(names(Path("/proc/self/task"))),

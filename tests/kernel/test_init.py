@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from boxes import alive
 
 INIT = Path(__file__).resolve().parents[2] / "dojo_kernel/inside/init.py"
 SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(600)"]
@@ -91,13 +92,6 @@ def wait_until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def alive(pid):
-    try:
-        return b") Z" not in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
 
 
 def test_it_refuses_to_be_anything_but_the_first_process():
