@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread  # noqa: F401  see _shut_all
 import contextlib
+import os
+import queue
 import sys
 import threading
+import traceback
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -180,10 +183,6 @@ class _Loop:
         except BaseException:  # an interrupt of the caller, or the work's own: nothing goes on unseen
             future.cancel()
             raise
-
-    def is_here(self) -> bool:
-        """Whether the caller runs in the loop's own thread, and must not wait for it."""
-        return threading.current_thread() is self._thread
 
     def entered(self) -> _Loop:
         """By one more environment."""
@@ -379,7 +378,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._seat = seat
         self._shown = ""
         self._loop = loop
-        self._finalizer = weakref.finalize(self, _shut, self._loop, [self._seat])
+        self._finalizer = _when_collected(self, self._loop, [self._seat])
         _open.add(self)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -425,7 +424,7 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     def close(self) -> None:
         """Close the episode and free its box. Idempotent."""
-        self._finalizer()
+        _close(self._finalizer)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if not self._finalizer.alive:
@@ -440,13 +439,38 @@ class DojoEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
 
 def _shut(loop: _Loop, seats: list[_Seat]) -> None:
-    if loop.is_here():  # the collector of garbage came by
-        threading.Thread(target=_shut, args=(loop, seats), name="dojo-shut").start()
-        return
     try:
         loop.run(_leave_all(seats))
     finally:
         loop.leave()
+
+
+def _close(finalizer: weakref.finalize[Any, Any]) -> None:
+    found = finalizer.detach()
+    if found is not None:
+        _, _, (loop, seats), _ = found
+        _shut(loop, seats)
+
+
+_collected: queue.SimpleQueue[tuple[_Loop, list[_Seat]] | None] = queue.SimpleQueue()
+"""What the collector of garbage found open. It may come by in any thread and under any lock: it only puts it here."""
+_shutters: dict[int, threading.Thread] = {}  # by pid: a forked child has none of its parent's threads
+
+
+def _when_collected(env: DojoEnv | DojoVectorEnv, loop: _Loop, seats: list[_Seat]) -> weakref.finalize[Any, Any]:
+    with _loops_lock:
+        if os.getpid() not in _shutters:
+            shutter = _shutters[os.getpid()] = threading.Thread(target=_shut_collected, name="dojo-shut", daemon=True)
+            shutter.start()
+    return weakref.finalize(env, lambda *found: _collected.put(found), loop, seats)
+
+
+def _shut_collected() -> None:
+    while (found := _collected.get()) is not None:
+        try:
+            _shut(*found)
+        except Exception:  # noqa: BLE001  nobody is left to tell, and the next one waits
+            traceback.print_exc()
 
 
 _open: weakref.WeakSet[DojoEnv | DojoVectorEnv] = weakref.WeakSet()
@@ -455,7 +479,11 @@ _open: weakref.WeakSet[DojoEnv | DojoVectorEnv] = weakref.WeakSet()
 def _shut_all() -> None:
     """When the program ends: close what it has left open."""
     for env in list(_open):
-        env._finalizer()  # noqa: SLF001  of this file
+        env.close()
+    shutter = _shutters.pop(os.getpid(), None)
+    if shutter is not None:
+        _collected.put(None)
+        shutter.join()
 
 
 # `atexit` is too late: by then no work of ours gets a thread. The last to register is the first called, so after its import
@@ -507,7 +535,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
             seat.folder = None if folder is None else Path(folder) / f"seat-{number}"
         self._latest: list[dict[str, Any]] = []
         self._loop = _loop_of(shared)
-        self._finalizer = weakref.finalize(self, _shut, self._loop, self._seats)
+        self._finalizer = _when_collected(self, self._loop, self._seats)
         _open.add(self)
 
     def reset(
@@ -554,7 +582,7 @@ class DojoVectorEnv(VectorEnv[dict[str, Any], "Sequence[dict[str, Any]]", np.nda
     def close_extras(self, **kwargs: Any) -> None:
         """Close all episodes."""
         del kwargs
-        self._finalizer()
+        _close(self._finalizer)
 
     def _batch(self) -> dict[str, Any]:
         space = self.single_observation_space

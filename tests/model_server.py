@@ -234,7 +234,7 @@ def _known(owner, line):
 def _missing(owner, body):
     """The mark of an earlier message in this request, if its signature is not there."""
     said = json.dumps(body)
-    for mark, signature in owner.signatures.items():
+    for mark, signature in list(owner.signatures.items()):
         if json.dumps(mark) in said and json.dumps(signature) not in said:
             return mark
     return None

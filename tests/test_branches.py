@@ -288,9 +288,10 @@ async def test_a_refused_branch_leaves_nothing_behind(competition, kind, tmp_pat
     refused = {
         "memory": "numbers = (i for i in [1])",
         "process": (
-            "import threading, time\n_ = (W / 'slow_one.py').write_text('import time; time.sleep(4)')\n"
-            "import sys; sys.path.insert(0, '')\n"
-            "t = threading.Thread(target=lambda: __import__('slow_one')); t.start(); time.sleep(0.3)"
+            "import builtins, sys, threading\nbuiltins.begun, builtins.go = threading.Event(), threading.Event()\n"
+            "_ = (W / 'slow_one.py').write_text('import builtins; builtins.begun.set(); builtins.go.wait(60)')\n"
+            "sys.path.insert(0, '')\n"
+            "t = threading.Thread(target=lambda: __import__('slow_one')); t.start(); assert builtins.begun.wait(60)"
         ),
     }
     async with play(competition, kind, folder=tmp_path / "run") as episode:
@@ -298,7 +299,7 @@ async def test_a_refused_branch_leaves_nothing_behind(competition, kind, tmp_pat
         with pytest.raises(ForkRefusedError):
             await episode.branch(2)
         assert not (tmp_path / "run" / "branches").exists()
-        await cell(episode, "del numbers" if kind == "memory" else "t.join()")
+        await cell(episode, "del numbers" if kind == "memory" else "builtins.go.set(); t.join()")
         async with episode.branch(1) as branches:
             await cell(branches[0], "1")
 

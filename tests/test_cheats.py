@@ -192,6 +192,7 @@ def shown(steps):
 
 
 @pytest.mark.endurance
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("box", ISOLATED)
 async def test_no_cheat_scores_better_than_honest_play(box, competition, tmp_path):
     settings = EpisodeSettings(max_steps=500, cell_timeout_s=60)

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 from typer.main import get_command
 
 from dojo_kernel.actions import ACTIONS
@@ -60,8 +61,9 @@ def test_every_code_block_of_the_readme_runs(environment, tmp_path):
 def test_every_notebook_of_the_manual_runs(path, environment, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(tmp_path / "k")}})  # of ports, another may take one first
     client = NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "work")}}
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "work")}}, config=sockets
     )
     client.execute(env={**environment, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
 

@@ -25,6 +25,7 @@ from dojo_kernel.competition.spec import find
 from dojo_kernel.env import ActionSpace, DojoEnv, DojoVectorEnv, UnicodeText
 from dojo_kernel.errors import ConfigError, EpisodeOverError
 from dojo_kernel.journal import read_journal
+from dojo_kernel.kernel.box import on_boxes_thread
 from dojo_kernel.kernel.pool import STACK, WarmPool
 from dojo_kernel.testing import open_memory_kernel
 
@@ -89,7 +90,7 @@ def test_an_episode_in_a_real_kernel_is_graded_and_saved(tmp_path):
     assert (tmp_path / "episode-0000" / "journal.jsonl").is_file()
 
 
-def test_four_episodes_are_played_at_the_same_time():
+def test_four_episodes_are_played_at_the_same_time(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         envs = gym.make_vec("dojo_kernel/Dojo-v0", num_envs=4, competition="wine", kernel=PROCESS)
@@ -98,11 +99,16 @@ def test_four_episodes_are_played_at_the_same_time():
         observations, infos = envs.reset(seed=7)
         assert list(infos["competition"]) == ["wine"] * 4
         assert [episode.settings.seed for episode in envs.episodes] == [7, 8, 9, 10]
-        started = time.monotonic()
-        observations, rewards, terminated, truncated, _ = envs.step(
-            [cell(f"import time; time.sleep(0.75); mine = {i}; mine") for i in range(4)]
+        meet = (  # all four have to be there before any goes on
+            "import os, pathlib, time\nmine, place, end = {i}, pathlib.Path({place!r}), time.monotonic() + 60\n"
+            "(place / str(mine)).touch()\n"
+            "while len(os.listdir(place)) < 4 and time.monotonic() < end: time.sleep(0.01)\n"
+            "assert len(os.listdir(place)) == 4\nmine"
         )
-        assert time.monotonic() - started < 4 * 0.75
+        observations, rewards, terminated, truncated, _ = envs.step(
+            [cell(meet.format(i=i, place=str(tmp_path))) for i in range(4)]
+        )
+        assert observations["ok"].all(), observations["text"]
         assert rewards.shape == terminated.shape == truncated.shape == (4,)
         assert not (terminated | truncated).any()
         assert all(f"\n{i}\n" in text for i, text in enumerate(observations["text"]))
@@ -175,15 +181,19 @@ def test_a_step_before_the_first_reset_is_refused():
     env.close()
 
 
+def own_threads():
+    return {thread for thread in threading.enumerate() if thread.name == "dojo-env"}
+
+
 def test_close_is_idempotent_and_ends_its_thread_and_its_kernel():
-    before = threading.active_count()
+    before = own_threads()
     env = in_memory()
     env.reset()
     workspace = env.episode.kernel._workspace
     env.close()
     env.close()
     assert not workspace.exists()
-    assert threading.active_count() == before
+    assert own_threads() <= before
     with pytest.raises(gym.error.ClosedEnvironmentError):
         env.step(cell("1"))
 
@@ -196,6 +206,9 @@ def test_an_environment_that_was_never_opened_or_is_forgotten_closes_too():
     del env
     gc.collect()
     assert gone() is None
+    end = time.monotonic() + 60
+    while workspace.exists() and time.monotonic() < end:
+        time.sleep(0.01)
     assert not workspace.exists()
 
 
@@ -265,7 +278,7 @@ async def test_an_environment_may_be_used_where_a_loop_is_running_already():
 @pytest.mark.slow
 @pytest.mark.parametrize("box", ["memory", "process"])
 def test_an_environment_branches_into_environments(box, tmp_path):
-    before = threading.active_count()
+    before = own_threads()
     start = {"start_kernel": open_memory_kernel} if box == "memory" else {"kernel": PROCESS}
     env = DojoEnv("wine", folder=tmp_path, settings={"max_steps": 9}, render_mode="ansi", **start)
     env.reset(seed=3)
@@ -289,9 +302,9 @@ def test_an_environment_branches_into_environments(box, tmp_path):
     right.close()
     gc.collect()
     deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while own_threads() - before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert threading.active_count() == before
+    assert own_threads() <= before
     with pytest.raises(gym.error.ClosedEnvironmentError):
         left.branch(1)
 
@@ -415,21 +428,25 @@ def test_a_forgotten_environment_takes_its_pool_with_it():
     assert all(place.exists() for place in places)
     del env
     gc.collect()
+    end = time.monotonic() + 60
+    while any(place.exists() for place in places) and time.monotonic() < end:
+        time.sleep(0.05)
     assert not any(place.exists() for place in places)
 
 
-def test_one_that_is_collected_within_the_loop_it_shares_is_closed_too():
+@pytest.mark.parametrize("thread", ["its loop", "the boxes"])
+def test_one_that_is_collected_in_a_thread_that_its_end_needs_is_closed_too(thread):
     async def collect():
         gc.collect()
 
-    with contextlib.closing(DojoEnv("wine", kernel=PROCESS)) as env:
+    with contextlib.closing(DojoEnv("wine", kernel=PROCESS, settings={"max_steps": 1_000_000})) as env:
         env.reset()
         (branch,) = env.branch(1)
         kernel = branch.episode.kernel
         branch.itself = branch
         del branch
-        env._loop.run(collect())
-        end = time.monotonic() + 10
+        env._loop.run(collect() if thread == "its loop" else on_boxes_thread(collect()))
+        end = time.monotonic() + 60
         while kernel.alive and time.monotonic() < end:
             env.step(cell("1"))
         assert not kernel.alive

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pty
+import select
 import sys
 import threading
 import time
@@ -138,13 +139,16 @@ FAILURES = {
 @pytest.mark.parametrize("what", FAILURES)
 async def test_a_model_that_fails_leaves_a_note_and_a_whole_step(what):
     line, options, words = FAILURES[what]
-    with ModelServer([line], then=Say("Again.")) as server:
+    with ModelServer([], then=lambda body: line if "[step 1]" in str(body) else Say("Again.")) as server:
         async with play(["base", "llm"], {"llm": reviewed(server, **options)}) as episode:
             step = await episode.step(CELL)
             assert "42" in step.observation.text
             assert step.observation.text.splitlines()[-1].startswith("[review] none of this step: ")
             assert words in step.observation.text
             assert (step.feedback_usage.requests, step.observation.ok) == (1, True)
+            _, judge = episode._feedback._providers[-1]  # only who stalls is cut off: on a busy machine any answer may take long
+            judge._timeout_s = 60
+            judge._model.options = judge._model.options.model_copy(update={"stall_s": 60})
             assert (await episode.step(CELL)).observation.text.endswith("[review] Again.")
 
 
@@ -162,8 +166,9 @@ async def test_feedback_takes_no_time_of_the_agents():
         async with play(["llm"], {"llm": reviewed(server)}) as episode:
             began = time.monotonic()
             step = await episode.step(CELL)
-            assert time.monotonic() - began > 1
-    assert step.seconds < 0.9
+            took = time.monotonic() - began
+    assert took > 1
+    assert step.seconds <= took - 1
 
 
 async def test_a_review_is_plain_text_of_bounded_length():
@@ -234,6 +239,7 @@ async def test_a_person_answers_in_the_terminal_once_asked(terminal, monkeypatch
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
     os.write(terminal, b"typed before the question\n")
+    assert select.select([sys.stdin], [], [], 10)[0]
 
     def sit():
         while "Your feedback in one line" not in shown.getvalue():

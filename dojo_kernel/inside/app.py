@@ -491,11 +491,15 @@ def serve(app: DojoKernelApp) -> None:
     """Run the loop, and fork between two runs of it. In a child this goes on with the child's kernel."""
     while True:
         app.io_loop = IOLoop.current()
-        with contextlib.suppress(KeyboardInterrupt):
+        stopped = True
+        try:
             app.io_loop.start()
-        if not app.kernel.fork_requests:
+        except KeyboardInterrupt:  # one that found no cell to interrupt ends nothing
+            stopped = False
+        if app.kernel.fork_requests:
+            app = answer(app, app.kernel.fork_requests.pop(0))
+        elif stopped:
             return
-        app = answer(app, app.kernel.fork_requests.pop(0))
 
 
 def answer(app: DojoKernelApp, request: ForkRequest) -> DojoKernelApp:
@@ -569,7 +573,7 @@ def become(parent: DojoKernelApp, request: ForkRequest, ready: Any) -> DojoKerne
     else:
         fork.reseed(int(order["seed"]), cast("Any", parent.shell).user_ns)
     confine.restrict(order["room"])
-    if order["room"]["oom_score"]:  # it ends soon, or waits: what is there now stays, uncollected and shared
+    if order["room"]["passing"]:  # what is there now stays, uncollected and shared
         gc.freeze()
     gc.enable()
     signal.alarm(0)

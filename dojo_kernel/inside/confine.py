@@ -124,7 +124,8 @@ def enter(room: dict[str, Any]) -> tuple[str, str] | None:
     """Take a room: copy files, move in, set the environment. `restrict` comes last. Returns the copied folder and its copy.
 
     `room` holds `workspace` (what code calls its workspace from now on), `home` ("" = none of its own), `copy_from` ("" =
-    nothing is copied), `max_mb`, `link` (large files as links), `writable` (folders; None = everything), `oom_score`.
+    nothing is copied), `max_mb`, `link` (large files as links), `writable` (folders; None = everything), `oom_score`,
+    `passing` (it ends soon, or only waits).
     """
     source, target = str(room["copy_from"]), str(room["workspace"])
     moved = None

@@ -33,8 +33,10 @@ OURS = frozenset({"IOPub", "Control", "Heartbeat", "Shell channel", "MainThread"
 HARD = 2  # omp_pause_hard: threads and their memory are given back
 _OPENMP = re.compile(r"/lib[gi]?omp[^/]*\.so[^/]*$")
 MAP_FIXED = 0x10
-HELD_S = 2.0
+HELD_S = 6.0
 """How long a fork waits for the moment at which no other thread is inside a file."""
+TRIES = 500
+"""So often it looks at least, should the machine stand still meanwhile."""
 LOCKED = 71
 
 
@@ -125,9 +127,10 @@ def once(files: list[Any]) -> int:
     A child in which one of `files` is locked, by a thread that it does not have, goes at once; then the fork is tried again.
     """
     reap()
-    deadline = time.monotonic() + HELD_S
+    deadline, tries = time.monotonic() + HELD_S, 0
     while any(map(locked, files)) or (pid := _whole(files)) is None:
-        if time.monotonic() > deadline:
+        tries += 1
+        if tries > TRIES and time.monotonic() > deadline:
             raise Refused("a thread is writing to a file without a pause")
         time.sleep(0.0005)
     if pid == 0:

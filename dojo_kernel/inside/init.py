@@ -26,6 +26,8 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 HERE = os.path.dirname(os.path.realpath(__file__))
 MAX_LINE = 1 << 20
+OOM_SCORE = "500"
+"""Of what init starts, as in box.Room: when memory runs out, all of it goes before init, and before the host's programs."""
 ZYGOTE = "zygote"
 
 
@@ -124,6 +126,8 @@ class Zygote:
         self.pid, self.orders, self.answers = pid, orders, answers
         self.waiting: list[str] = []
         """Kernels ordered and not yet made."""
+        self.early: dict[int, int] = {}
+        """Status by pid of processes that ended meanwhile: one may be a kernel whose making is not heard of yet."""
         self.pending = b""
 
     def close(self) -> None:
@@ -152,7 +156,7 @@ class Init:
         self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         self.libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # or its own oom_score_adj is not writable
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("0")
+            file.write(OOM_SCORE)
 
     def start(self, argv: list[str], env: dict[str, str], cwd: str, streams: tuple[int, int] | None = None) -> int:
         """A program in a session and process group of its own; its pid. Raises OSError where it cannot be run.
@@ -261,10 +265,14 @@ class Init:
                 zygote.waiting.remove(answer["name"])
                 if answer["pid"]:
                     self.register(answer["name"], answer["pid"])
+                    if answer["pid"] in zygote.early:
+                        self.gone(answer["name"], os.waitstatus_to_exitcode(zygote.early.pop(answer["pid"])))
                 else:
                     say(ev="error", op="spawn", name=answer["name"], why="no process is left")
             elif "warning" in answer:
                 say(ev="warning", why=answer["warning"])
+        if not zygote.waiting:
+            zygote.early.clear()
 
     def adopt(self, order: dict[str, Any]) -> None:
         """A kernel that another kernel of ours has forked; it stays that one's child, and its end is seen all the same."""
@@ -362,6 +370,8 @@ class Init:
                 return
             if self.zygote is not None and pid == self.zygote.pid:
                 self.end_zygote()
+            if self.zygote is not None and self.zygote.waiting and pid not in self.pids.values():
+                self.zygote.early[pid] = status
             for name in [name for name, known in self.pids.items() if known == pid]:
                 self.gone(name, os.waitstatus_to_exitcode(status))
 
@@ -369,7 +379,7 @@ class Init:
         """One line of the host."""
         op = order["op"]
         if op == "ping":
-            say(ev="pong")
+            say(ev="pong", of=order.get("of"))
         elif op in ("spawn", "fork", "adopt"):
             {"spawn": self.spawn, "fork": self.fork, "adopt": self.adopt}[op](order)
         elif op == "zygote":
@@ -408,6 +418,10 @@ def main() -> None:
     subreaper = "--subreaper" in given
     if os.getpid() != 1 and not subreaper:
         sys.exit("init must be PID 1 of its box (no --init; bwrap --as-pid-1): another one would hold our pipes open")
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:  # while it is ours to write
+        if int(file.read()) > 0:
+            file.seek(0)
+            file.write("0")
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # closes /proc/1/{mem,environ,fd} to the agent
     if subreaper:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -204,6 +205,7 @@ class Journal:
         if self._file >= 0:
             self._broken = "the journal is closed"
             os.close(self._file)
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child between its fork and its exec holds it as well
             os.close(self._lock)
             self._file = self._lock = -1
 
@@ -242,7 +244,7 @@ def in_use(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -340,10 +342,20 @@ def _write_all(file: int, data: bytes) -> None:
         rest = rest[os.write(file, rest) :]
 
 
+def _lock_soon(lock: int) -> None:
+    """Who asks whether the journal is in use holds the lock, too, for a moment. Raises BlockingIOError."""
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _locked(folder: Path) -> int:
     lock = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_soon(lock)
     except BlockingIOError as error:
         holder = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
         os.close(lock)

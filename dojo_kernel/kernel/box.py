@@ -45,7 +45,7 @@ BOX_UID = 10001
 PING_S = 5.0
 SILENCE_S = 60.0
 START_S = 30.0
-SPAWN_S = 30.0
+SPAWN_S = 60.0
 OUR_ARGV = ("python3", "-m", "dojo_kernel.inside.app", "-f", "{connection_file}")
 STARTS = frozenset({"spawn", "fork", "adopt"})
 """Orders to init after which a kernel runs, or an error says why not."""
@@ -105,11 +105,13 @@ class Wire:
         self.warnings: list[str] = []
         """What the zygote could not import."""
         self.spawned: dict[str, asyncio.Future[int]] = {}
+        self.pongs: dict[int, asyncio.Future[None]] = {}
         self.on_exit: dict[str, Callable[[int], None]] = {}
         self.over: str | None = None
         """Why nothing can be heard any more."""
         self.frozen = False
         self.heard = time.monotonic()
+        self._asked = 0
         self.tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._ping())]
 
     async def order(self, **order: object) -> None:
@@ -122,6 +124,16 @@ class Wire:
         except (OSError, TimeoutError) as error:
             self._end(f"the box does not listen: {error!r}")
             raise BoxLostError(self.over) from None
+
+    async def settle(self) -> None:
+        """Return once all is heard that init knew when this came to it: it reaps before it answers. Raises BoxLostError."""
+        number = self._asked = self._asked + 1
+        pong = self.pongs[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self.order(op="ping", of=number)
+            await asyncio.wait({pong}, timeout=PING_S)
+        finally:
+            self.pongs.pop(number, None)
 
     async def close(self) -> None:
         """End of input: init ends the box."""
@@ -154,6 +166,8 @@ class Wire:
             waiting.set_result(int(event["pid"]))
         elif kind == "error" and event.get("op") in STARTS and waiting is not None and not waiting.done():
             waiting.set_exception(KernelStartError(f"the box could not start {name}: {event.get('why')}"))
+        elif kind == "pong" and event.get("of") in self.pongs:
+            self.pongs.pop(event["of"]).set_result(None)
         elif kind == "exit" and name in self.on_exit:
             self.on_exit.pop(name)(int(event["code"]))
 
@@ -173,7 +187,7 @@ class Wire:
         if self.over is not None:
             return
         self.over = why
-        everybody: list[asyncio.Future[Any]] = [self.ready, *self.spawned.values()]
+        everybody: list[asyncio.Future[Any]] = [self.ready, *self.spawned.values(), *self.pongs.values()]
         for waiting in everybody:
             if not waiting.done():
                 waiting.set_exception(BoxLostError(why))
@@ -202,8 +216,10 @@ class Room:
     """Large files as links that cannot be written; otherwise too much is an error."""
     writable: tuple[str, ...] | None = None
     """Folders; None = all that the box allows."""
-    oom_score: int = 0
-    """1000 is the first victim when memory runs out."""
+    oom_score: int = 500
+    """1000 is the first victim when memory runs out; init has 0 or less."""
+    passing: bool = False
+    """It ends soon, or only waits."""
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -216,6 +232,8 @@ class BoxProcess:
         self.name = name
         self.pid = 0
         """As the box numbers it."""
+        self.born: int | None = None
+        """When, in clock ticks since boot; None where the number is not the host's."""
         self.connection_info = connection_info
         """The host's view; for `AsyncKernelClient.load_connection_info`."""
         self.sockets = sockets
@@ -243,6 +261,12 @@ class BoxProcess:
     async def kill(self) -> None:
         """SIGKILL to it and all that it started; nothing if it is gone."""
         await self._order("kill")
+
+    async def settle(self) -> None:
+        """Wait, `PING_S` at most, until its exit is known if init knows it: a death breaks connections before it is told."""
+        if self._wire is not None and self._wire.over is None:
+            with contextlib.suppress(BoxLostError):
+                await on_boxes_thread(self._wire.settle())
 
     async def _order(self, op: str) -> None:
         if self._wire is not None and self._wire.over is None:
@@ -490,7 +514,7 @@ class BoxProvisioner(KernelProvisionerBase):
         else:
             argv = self._argv(where["connection_file"])
             order = {"op": "spawn", "argv": argv, "env": self.environment(), "cwd": self.workspace_path}
-        process.pid = await on_boxes_thread(self._order_start(process, {**order, "name": process.name, **where}))
+        self._is(process, await on_boxes_thread(self._order_start(process, {**order, "name": process.name, **where})))
         return process
 
     async def fork(
@@ -515,12 +539,16 @@ class BoxProvisioner(KernelProvisionerBase):
         assert self._wire is not None
         try:
             pid = await ask({"name": name, "room": asdict(process.room), "seed": seed, **where})
-            process.pid = await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid}))
+            self._is(process, await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid})))
         except BaseException:
             self._wire.on_exit.pop(name, None)
             remove_tree(process.sockets)
             raise
         return process
+
+    def _is(self, process: BoxProcess, pid: int) -> None:
+        """Init told its number."""
+        process.pid = pid
 
     def _process(self, name: str, generation: int, info: dict[str, Any]) -> BoxProcess:
         if self._wire is None or self.run_dir is None:
@@ -539,7 +567,7 @@ class BoxProvisioner(KernelProvisionerBase):
         """For a scratch kernel: a throw-away copy of `source` below `root`, and no other place to write."""
         home = f"{root}/scratch-{generation}"
         sockets = f"{self.sockets_path}/{generation}"
-        return Room(f"{home}/workspace", home, source, 512, link=True, writable=(home, sockets), oom_score=1000)
+        return Room(f"{home}/workspace", home, source, 512, link=True, writable=(home, sockets), oom_score=1000, passing=True)
 
     def branch_room(self, source: str, root: str, generation: int) -> Room:
         """For a sibling that lives on: a copy of `source`, and no other place to write; inside the branch that it leaves."""
@@ -548,7 +576,7 @@ class BoxProvisioner(KernelProvisionerBase):
 
     def snapshot_room(self, source: str, root: str, generation: int) -> Room:
         """For a checkpoint: files as they are now; it only waits, and is an early victim when memory runs out."""
-        return Room(f"{root}/checkpoint-{generation}", "", source, self._disk_mb, oom_score=900)
+        return Room(f"{root}/checkpoint-{generation}", "", source, self._disk_mb, oom_score=900, passing=True)
 
     def restored_room(self, snapshot: Room, target: str, branch: Room | None, *, forked: bool) -> Room:
         """For what a checkpoint becomes: its files in the place of those in `target`; in a branch, behind the branch's walls.
@@ -655,8 +683,16 @@ class BoxProvisioner(KernelProvisionerBase):
 
     async def freeze(self) -> None:
         """Stop everything in the box, where it can be stopped."""
-        if self._wire is not None:
-            self._wire.frozen = await self._set_frozen(frozen=True)
+        wire = self._wire
+        if wire is None:
+            return
+        wire.frozen = True  # an attempt that is given up is thawed, too
+        attempt = asyncio.ensure_future(self._set_frozen(frozen=True))
+        try:
+            wire.frozen = await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            await asyncio.wait({attempt})
+            raise
 
     async def thaw(self) -> None:
         """Go on after `freeze`."""
@@ -691,8 +727,8 @@ class BoxProvisioner(KernelProvisionerBase):
         if hasattr(self, "workspace"):
             self.workspace.remove()
             self.forks.remove()
-        reaper.remove_run_dir(folder)
-        reaper.release("run_dir", str(folder))
+        if reaper.remove_run_dir(folder):
+            reaper.release("run_dir", str(folder))
 
     # --- jupyter_client's contract ---
 

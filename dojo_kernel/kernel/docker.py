@@ -205,11 +205,13 @@ class Cgroup(NamedTuple):
         return int(found[1]) if found else None
 
     def memory_used(self) -> int | None:
-        """Bytes."""
+        """Bytes, without file pages that can be dropped."""
         try:
-            return int((self.memory / ("memory.current" if self.v2 else "memory.usage_in_bytes")).read_text())
+            used = int((self.memory / ("memory.current" if self.v2 else "memory.usage_in_bytes")).read_text())
+            said = dict(line.split() for line in (self.memory / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             return None
+        return max(0, used - int(said.get("inactive_file" if self.v2 else "total_inactive_file", 0)))
 
     def pids(self) -> list[int]:
         """Of all processes in it."""
@@ -221,13 +223,14 @@ class Cgroup(NamedTuple):
     def set_frozen(self, *, frozen: bool) -> bool:
         """False where this process may not, or it did not happen within a second."""
         file = self.freezer / ("cgroup.freeze" if self.v2 else "freezer.state")
-        word = str(int(frozen)) if self.v2 else ("FROZEN" if frozen else "THAWED")
+        thawed, stopped = ("0", "1") if self.v2 else ("THAWED", "FROZEN")
         try:
-            file.write_text(word)
+            file.write_text(stopped if frozen else thawed)
             for _ in range(1000):
                 if self._is(frozen=frozen):
                     return True
                 time.sleep(0.001)
+            file.write_text(thawed)  # half frozen is worse than not at all
         except OSError:
             return False
         return False
@@ -434,7 +437,7 @@ def _profile(limits: Limits, info: dict[str, Any]) -> dict[str, Any]:
         "memswap_limit": memory,
         "nano_cpus": int(min(limits.cpus, info.get("NCPU", limits.cpus)) * 1e9),
         "shm_size": memory // 4,
-        "oom_score_adj": 500,
+        "oom_score_adj": 500,  # init sets itself back; lower than an engine's own is not every engine's to give
         "ulimits": [Ulimit(name="nofile", soft=NO_FILES, hard=NO_FILES), Ulimit(name="core", soft=0, hard=0)],
         # exec: compiled kernels of numba and torch are loaded from here, and /workspace allows it anyway
         "tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,size={tmp},nr_inodes={max(4096, tmp >> 15)},mode=1777"},  # noqa: S108

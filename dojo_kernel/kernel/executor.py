@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Rung = Literal["message", "sigint", "kill", "box"]
 
 GRACE_S = 1.0
+QUIET_S = 5.0
+"""Without output after which a kernel that answers, and whose cell has not told its end, has lost that message."""
 WELCOME_S = 0.03
 """A kernel greets whoever listens to its output; one that does not is asked something. ipykernel (7.3) loses its greeting when
 its output thread sends anything between the subscription and the callback for it: the send takes the socket's one event."""
@@ -167,9 +169,11 @@ class Executor:
 
     def _on_cut_off(self, channel: str) -> None:
         if self._cut_off is None:
-            self._cut_off = asyncio.get_running_loop().call_later(CUT_OFF_S, self._is_cut_off, channel)
+            self._cut_off = asyncio.create_task(self._is_cut_off(channel))
 
-    def _is_cut_off(self, channel: str) -> None:
+    async def _is_cut_off(self, channel: str) -> None:
+        await asyncio.sleep(CUT_OFF_S)
+        await self.process.settle()
         if not self.process.exited.done() and self.violation is None:
             self.violation = f"the {channel} connection broke, as it does on a message of more than {MAX_MESSAGE >> 20} MB"
             self._wake.set()
@@ -327,7 +331,7 @@ class Executor:
                 if (
                     probe is not None
                     and self._probes.get(probe)
-                    and (probe in self._caught_up or now - self._iopub_at >= GRACE_S)
+                    and (probe in self._caught_up or now - self._iopub_at >= QUIET_S)
                 ):
                     cell.missing = "reply" if cell.reply is None else "idle"
                     return

@@ -238,6 +238,8 @@ class WarmPool:
             await asyncio.wait_for(session.ended(), IDLE_S)
         except TimeoutError:
             died = False
+        if session not in shelf.ready:  # leased in this very moment, and `wait_for` kept the cancellation to itself
+            return
         shelf.ready.remove(session)
         del self._watchers[session]
         self._discard(session)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 from typing import Any, ClassVar
 
-from dojo_kernel.kernel.box import INSIDE, QUOTA, BoxProvisioner
+from dojo_kernel.kernel import reaper
+from dojo_kernel.kernel.box import INSIDE, QUOTA, BoxProcess, BoxProvisioner
 from dojo_kernel.records import Enforcement
 
 
@@ -86,10 +88,16 @@ class ProcessProvisioner(BoxProvisioner):
         if init is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(init.wait, 3)
+            await asyncio.to_thread(init.wait, 10)
         if init.poll() is None:
             init.kill()
             await asyncio.to_thread(init.wait)
+        # a kernel that another one forked dies with neither of them, and init may have been killed
+        await asyncio.gather(*(asyncio.to_thread(_end, process) for process in self._running))
+
+    def _is(self, process: BoxProcess, pid: int) -> None:
+        super()._is(process, pid)
+        process.born = reaper.start_time(pid)
 
     def _enforcement(self) -> tuple[Enforcement, ...]:
         nothing: Any = ("isolation", "network", "memory", "cpu", "pids", "syscalls", "gpu", "gpu_memory")
@@ -99,3 +107,11 @@ class ProcessProvisioner(BoxProvisioner):
             Enforcement(limit="disk", by=disk[0], detail=disk[1]),
             Enforcement(limit="lifetime", by="init", detail="dies when the host's end of its pipe closes"),
         )
+
+
+def _end(process: BoxProcess) -> None:
+    """If it runs, and is no other one that has its number by now."""
+    if process.pid and process.born is not None and reaper.start_time(process.pid) == process.born:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        reaper.end_process(process.pid)

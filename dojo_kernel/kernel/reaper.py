@@ -18,7 +18,7 @@ from dojo_kernel.kernel.workspace import remove_tree, unmount
 from dojo_kernel.settings import state_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 
 class Lease(NamedTuple):
@@ -87,7 +87,7 @@ def lease(kind: str, what: str) -> None:
     start()
     with _lock:
         _leases.add(Lease(kind, what))
-        _write()
+        _write(_own[os.getpid()][0], _leases)
 
 
 def release(kind: str, what: str) -> None:
@@ -95,17 +95,17 @@ def release(kind: str, what: str) -> None:
     with _lock:
         _leases.discard(Lease(kind, what))
         if os.getpid() in _own:
-            _write()
+            _write(_own[os.getpid()][0], _leases)
 
 
-def _write() -> None:
-    path = _own[os.getpid()][0].with_suffix(".json")
-    if not _leases:
-        path.unlink(missing_ok=True)
+def _write(lock: Path, leases: Collection[Lease]) -> None:
+    """The list beside a lock."""
+    listed, new = lock.with_suffix(".json"), lock.with_suffix(".new")
+    if not leases:
+        listed.unlink(missing_ok=True)
         return
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(sorted(_leases)))
-    new.replace(path)
+    new.write_text(json.dumps(sorted(leases)))
+    new.replace(listed)
 
 
 def reap() -> list[Lease]:
@@ -119,10 +119,11 @@ def reap() -> list[Lease]:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # its process lives
+            dead = os.path.samestat(os.fstat(fd), path.stat())  # or it lives, with a lock that it made anew
+        except OSError:  # its process lives, or another host was faster
             continue
         else:
-            found += _reap_host(path)
+            found += _reap_host(path) if dead else []
         finally:
             os.close(fd)
     return found
@@ -134,42 +135,44 @@ def _reap_host(path: Path) -> list[Lease]:
         leases = [Lease(*entry) for entry in json.loads(listed.read_text())]
     except (OSError, ValueError, TypeError):
         leases = []
-    for order in ("pid", "cgroup", "run_dir"):
-        for one in leases:
-            if one.kind == order:
-                _give_back(one)
+    left = [one for kind in ("pid", "cgroup", "run_dir") for one in leases if one.kind == kind and not _given_back(one)]
     for hook in HOOKS:
         hook(path.stem)
-    listed.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-    return leases
+    if left:  # for the next one to try
+        _write(path, left)
+    else:
+        listed.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    return [one for one in leases if one not in left]
 
 
-def _give_back(one: Lease) -> None:
-    if ".." in Path(one.what).parts:  # not written by us
-        return
+def _given_back(one: Lease) -> bool:
+    """Whether nothing of it is left; what we cannot have written is left alone, and counts."""
+    if ".." in Path(one.what).parts:
+        return True
     if one.kind == "pid":
         pid, _, started = one.what.partition(":")
-        if started and str(start_time(int(pid))) == started:
-            end_process(int(pid))
-    elif one.kind == "cgroup" and one.what.startswith("/sys/fs/cgroup/"):
-        remove_cgroup(Path(one.what))
-    elif one.kind == "run_dir" and one.what.startswith("/tmp/dk-"):  # noqa: S108  a name, not a file that is opened
-        remove_run_dir(Path(one.what))
+        return not started or str(start_time(int(pid))) != started or end_process(int(pid))
+    if one.kind == "cgroup" and one.what.startswith("/sys/fs/cgroup/"):
+        return remove_cgroup(Path(one.what))
+    if one.kind == "run_dir" and one.what.startswith("/tmp/dk-"):  # noqa: S108  a name, not a file that is opened
+        return remove_run_dir(Path(one.what))
+    return True
 
 
-def end_process(pid: int) -> None:
-    """Kill it and wait, two seconds at most, until it has let go of its files and mounts."""
+def end_process(pid: int) -> bool:
+    """Kill it and wait, two seconds at most, until it has let go of its files and mounts; whether it has."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
-        for _ in range(100):
-            if not runs(pid):
-                return
-            threading.Event().wait(0.02)
+    for _ in range(100):
+        if not runs(pid):
+            return True
+        threading.Event().wait(0.02)
+    return False
 
 
-def remove_cgroup(folder: Path) -> None:
-    """Thaw it, kill what is in it, remove it."""
+def remove_cgroup(folder: Path) -> bool:
+    """Thaw it, kill what is in it, remove it, for two seconds at most; whether it is gone."""
     for name, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
         with contextlib.suppress(OSError):
             if (folder / name).exists():
@@ -182,17 +185,26 @@ def remove_cgroup(folder: Path) -> None:
         try:
             folder.rmdir()
         except FileNotFoundError:
-            return
+            return True
         except OSError:  # busy until the last process is reaped
             threading.Event().wait(0.02)
         else:
-            return
+            return True
+    return False
 
 
-def remove_run_dir(folder: Path) -> None:
-    """Unmount everything below, then delete. The tree was the agent's, so links in it are not followed."""
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        place = line.split()[4]
-        if place.startswith(f"{folder}/"):
-            unmount(Path(place))
-    remove_tree(folder)
+def remove_run_dir(folder: Path) -> bool:
+    """Unmount everything below, then delete, a second at most; whether it is gone.
+
+    The tree was the agent's, so links in it are not followed.
+    """
+    for _ in range(20):
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            place = line.split()[4]
+            if place.startswith(f"{folder}/"):
+                unmount(Path(place))
+        remove_tree(folder)
+        if not folder.exists():
+            return True
+        threading.Event().wait(0.05)  # a process that is about to die still writes
+    return False

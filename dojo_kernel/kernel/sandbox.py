@@ -136,17 +136,18 @@ class Cgroup(NamedTuple):
         if folder is None:
             return False
         if self.version == 2:  # noqa: PLR2004
-            file, value, seen = folder / "cgroup.freeze", str(int(frozen)), ("events", f"frozen {int(frozen)}")
+            file, thawed, value = folder / "cgroup.freeze", "0", str(int(frozen))
+            watched, seen = folder / "cgroup.events", f"frozen {int(frozen)}"
         else:
-            state = "FROZEN" if frozen else "THAWED"
-            file, value, seen = folder / "freezer.state", state, ("state", state)
+            file, thawed, value = folder / "freezer.state", "THAWED", "FROZEN" if frozen else "THAWED"
+            watched, seen = file, value
         file.write_text(value)
-        watched = folder / ("cgroup.events" if seen[0] == "events" else "freezer.state")
         for _ in range(int(FREEZE_S / 0.002)):
-            if seen[1] in watched.read_text():
+            if seen in watched.read_text():
                 return True
             await asyncio.sleep(0.002)
-        return frozen
+        file.write_text(thawed)  # half frozen is worse than not at all
+        return False
 
     def remove(self) -> None:
         """Kills what is still in it."""

@@ -625,8 +625,8 @@ class KernelSession:
     async def read_submission(self, name: str, max_bytes: int) -> bytes | None:
         """A copy made while the box stands still. Raises SubmissionError."""
         async with self._turn(), self._share.still:
-            await self._box.freeze()
             try:
+                await self._box.freeze()
                 return await asyncio.to_thread(self._files.read, name, max_bytes)
             finally:
                 await self._box.thaw()

@@ -20,7 +20,7 @@ def main() -> None:
     for folder in order["cgroups"]:
         Path(folder, "cgroup.procs").write_text("0")
     with contextlib.suppress(OSError):  # a root without CAP_SYS_RESOURCE may not
-        Path("/proc/self/oom_score_adj").write_text("-500")  # init goes last; what it starts is set back to 0
+        Path("/proc/self/oom_score_adj").write_text("-500")  # init goes last
     libc = ctypes.CDLL(None, use_errno=True)
 
     def mount(source: str, target: str, kind: str | None, flags: int) -> None:

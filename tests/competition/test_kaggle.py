@@ -143,11 +143,12 @@ def test_a_part_that_does_not_fit_is_never_glued_to_the_rest(home, kaggle, capfd
 
 @pytest.mark.slow
 def test_interrupted_by_its_user_it_keeps_what_has_come_and_goes_on_from_there(home, kaggle, capfd):
-    kaggle.files["images/c.bin"] = random.Random(9).randbytes(60_000_000)
+    kaggle.files["images/c.bin"] = random.Random(9).randbytes(2_000_000)
+    kaggle.hold_at = 400_000
     command = [sys.executable, "-m", "dojo_kernel", "prepare", "./own"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         part = home / "data/own/download/own-on-kaggle.zip.part"
-        while not (part.is_file() and part.stat().st_size > 300_000):
+        while not (part.is_file() and part.stat().st_size > 300_000):  # and it gets no further than 400,000
             time.sleep(0.005)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -156,6 +157,8 @@ def test_interrupted_by_its_user_it_keeps_what_has_come_and_goes_on_from_there(h
     assert "go on with: dojo prepare own" in err
     have = part.stat().st_size
     assert have > 300_000
+    kaggle.hold_at = 0
+    kaggle.go_on.set()
     status, _, err = dojo(capfd, "prepare", "./own")
     assert status == 0, err
     assert kaggle.sent[-1] == (have, len(kaggle.bundle) - have)

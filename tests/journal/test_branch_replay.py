@@ -1,11 +1,10 @@
 """Notebook and replay of episodes that rewind and branch: what they hold, and that they come out as they were."""
 
 import subprocess
-import sys
 
 import nbformat
 import pytest
-from boxes import BOXES_IN_CI
+from boxes import BOXES_IN_CI, NBCONVERT
 from competition_fixtures import make_competition, regression_answers
 
 from dojo_kernel.actions import Checkpoint, ExecuteCode, Reset, Restore, ValidateCode
@@ -253,8 +252,7 @@ async def test_plain_nbconvert_runs_a_branch_with_a_rewind_from_root_to_leaf(pre
     place = tmp_path / "plain"
     (place / "data").mkdir(parents=True)
     branch.save_notebook(place / "run.ipynb")
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "run.ipynb", "--output", "done.ipynb"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(NBCONVERT, cwd=place, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     last = [one for one in nbformat.read(place / "done.ipynb", as_version=4).cells if one.cell_type == "code"][-1]
     assert last.outputs[0].text.startswith("5 root 0.")

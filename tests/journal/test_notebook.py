@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from boxes import NBCONVERT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nbconvert import HTMLExporter
@@ -377,8 +378,7 @@ def test_plain_nbconvert_runs_an_exported_notebook_to_its_end(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.csv").write_text("a\nb\nc\n")
     write_notebook(whole_episode(), tmp_path / "run.ipynb")
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "run.ipynb", "--output", "done.ipynb"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(NBCONVERT, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     notebook = nbformat.read(tmp_path / "done.ipynb", as_version=4)
     assert cell(notebook, "s0000").outputs[0].text == "3\n"
@@ -399,8 +399,7 @@ async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and
     place.mkdir()
     (place / "data").symlink_to(competition.public_dir)
     shutil.copy(played.notebook, place / "run.ipynb")
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "run.ipynb", "--output", "done.ipynb"]
-    done = await asyncio.to_thread(subprocess.run, command, cwd=place, capture_output=True, text=True, timeout=150, check=False)
+    done = await asyncio.to_thread(subprocess.run, NBCONVERT, cwd=place, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     notebook = nbformat.read(place / "done.ipynb", as_version=4)
     ran = [one for one in notebook.cells if one.cell_type == "code"]
@@ -416,7 +415,7 @@ async def test_the_notebook_of_a_real_run_runs_to_its_end_in_a_plain_jupyter_and
 
 WRITER = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 from test_notebook import *
 events = [opened(), *ran(0, "1", Stream(name="stdout", text="x" * 100_000))]
@@ -429,7 +428,7 @@ while True:
 @pytest.mark.slow
 def test_kill_9_while_writing_leaves_a_whole_notebook(tmp_path):
     path = tmp_path / "a.ipynb"
-    program = WRITER.format(tests=str(Path(__file__).parent))
+    program = WRITER.format(tests=[str(folder) for folder in Path(__file__).parents[:2]])
     for trial in range(2):
         with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE) as child:
             child.stdout.read(1)

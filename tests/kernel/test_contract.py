@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 import zmq
-from boxes import BOXES, EPISODE, alive, becomes_true, needs_held_memory, opened, printed, provisioner
+from boxes import BOXES, EPISODE, alive, becomes_true, descendants, needs_held_memory, opened, printed, provisioner
 
 from dojo_kernel.errors import BoxLostError
 from dojo_kernel.kernel.box import CHANNELS, OUR_ARGV, BoxProvisioner, on_boxes_thread
@@ -212,9 +212,11 @@ async def test_a_large_cell_is_ok(kernel):
 
 
 async def test_the_host_measures_the_time(kernel):
-    execution = await run(kernel, "import time as t\nt.sleep(0.3)\nt_real = t.time\nt.time = t.monotonic = lambda: 0\n")
-    await run(kernel, "t.time = t_real")
-    assert 0.3 <= execution.seconds < 2
+    execution = await run(
+        kernel, "import time as t\nt.sleep(0.3)\nreal = t.time, t.monotonic\nt.time = t.monotonic = lambda: 0\n"
+    )
+    await run(kernel, "t.time, t.monotonic = real")
+    assert 0.3 <= execution.seconds < 30
 
 
 async def test_the_kernel_is_not_the_hosts_environment(kernel, monkeypatch):
@@ -289,12 +291,24 @@ async def test_thousands_of_flushed_lines_all_arrive(kernel, count):
 
 
 async def test_late_output_of_a_thread_is_reported_under_its_cell(kernel):
-    code = "import threading, time\ndef late():\n    time.sleep(0.3); print('late')\nthreading.Thread(target=late).start()"
-    await run(kernel, code, cell="s0007")
-    await asyncio.sleep(0.8)
+    await late(kernel, "print('late')")
     execution = await run(kernel, "print('now')", cell="s0008")
     assert printed(execution) == "now\n"
     assert [(late.cell, late.outputs) for late in execution.late] == [("s0007", (Stream(name="stdout", text="late\n"),))]
+
+
+async def late(kernel, what):
+    """`what` by a thread of the cell s0007, once that is over."""
+    go, mark = f"go-{uuid.uuid4().hex}", f"late-{uuid.uuid4().hex}"
+    code = (
+        "import os, threading, time\ndef late():\n"
+        f"    while not os.path.exists({go!r}): time.sleep(0.01)\n    {what}\n    open({mark!r}, 'w').close()\n"
+        "threading.Thread(target=late).start()"
+    )
+    await run(kernel, code, cell="s0007")
+    (kernel._box.workspace.path / go).touch()
+    assert await becomes_true(lambda: kernel.submission_signature(mark), 30)
+    await asyncio.sleep(0.5)  # streams are sent five times a second
 
 
 LATE = {  # cut by the kernel's cap, by the host's, and unread
@@ -306,11 +320,7 @@ LATE = {  # cut by the kernel's cap, by the host's, and unread
 
 @pytest.mark.parametrize(("what", "chars"), LATE.values(), ids=LATE)
 async def test_late_output_beyond_the_cap_is_counted(kernel, what, chars):
-    mark = f"late-{uuid.uuid4().hex}"
-    late = f"def late():\n    time.sleep(0.3)\n    {what}\n    open('{mark}', 'w').close()\n"
-    await run(kernel, f"import threading, time\n{late}threading.Thread(target=late).start()", cell="s0007")
-    assert await becomes_true(lambda: kernel.submission_signature(mark), 30)
-    await asyncio.sleep(0.5)  # streams are sent five times a second
+    await late(kernel, what)
     execution = await run(kernel, "print('now')", cell="s0008")
     kept = sum(len(str(output.model_dump())) for late in execution.late for output in late.outputs)
     dropped = sum(late.dropped for late in execution.late)
@@ -419,7 +429,7 @@ STUBBORN = {
 async def test_a_stubborn_cell_is_killed_in_time(kernel, code):
     execution = await run(kernel, code, 0.5)
     assert execution.status == "timeout"
-    assert execution.seconds < 7
+    assert execution.seconds < 20, "it would run for a minute"
     if execution.rung == "kill":
         assert (execution.death.kind, execution.survived) == ("killed_by_host", ())
     assert printed(await run(kernel, "print('on')")) == "on\n"
@@ -483,10 +493,13 @@ DEATHS = {
 
 @pytest.mark.parametrize(("code", "death"), DEATHS.values(), ids=DEATHS)
 async def test_a_death_is_typed_within_half_a_second(kernel, code, death):
-    life = (await run(kernel, "kept = 1")).life
-    execution = await run(kernel, code)
-    assert (execution.status, execution.death, execution.life) == ("died", death, life)
-    assert execution.seconds < 1.0
+    taken = []
+    while not taken or (taken[-1] >= 1.0 and len(taken) < 5):  # the machine may stand still at any moment
+        life = (await run(kernel, "kept = 1")).life
+        execution = await run(kernel, code)
+        assert (execution.status, execution.death, execution.life) == ("died", death, life)
+        taken.append(execution.seconds)
+    assert min(taken) < 1.0
     after = await run(kernel, "'kept' in globals()")
     assert (after.life, after.outputs[0].data["text/plain"]) == (life + 1, "False")
 
@@ -497,11 +510,24 @@ async def test_the_last_words_of_a_killed_kernel_are_kept(kernel):
 
 
 async def test_a_kernel_that_died_between_cells_is_replaced_once(kernel):
-    life = (await run(kernel, "import os, threading\nthreading.Timer(0.2, lambda: os._exit(4)).start()")).life
-    await asyncio.sleep(0.6)
+    go = kernel._box.workspace.path / "die"
+    waits = "    while not os.path.exists('die'): time.sleep(0.01)\n    os._exit(4)\n"
+    life = (await run(kernel, f"import os, threading, time\ndef die():\n{waits}threading.Thread(target=die).start()")).life
+    go.touch()
+    async with asyncio.timeout(30):
+        await kernel.ended()
+    go.unlink()
     execution = await run(kernel, "print('new')")
     assert (printed(execution), execution.life) == ("new\n", life + 1)
     assert "died between two cells" in execution.notes[0]
+
+
+async def test_init_is_the_last_to_go_when_memory_runs_out(kernel):
+    needs_held_memory(kernel.enforcement)
+    first, ours = printed(
+        await run(kernel, "print(*(open(f'/proc/{pid}/oom_score_adj').read().strip() for pid in (1, 'self')))")
+    ).split()
+    assert int(first) < int(ours)
 
 
 async def test_running_out_of_memory_is_told(kernel):
@@ -718,11 +744,11 @@ async def test_validation_sees_the_live_variables_unless_it_begins_empty(kernel)
 
 
 async def test_a_syntax_error_is_told_with_its_line_and_nothing_is_run(kernel):
-    started = time.monotonic()
+    names = kernel._share.names
     execution = await kernel.validate("open('ran', 'w').close()\nx = = 1\n", 20)
     assert (execution.where, execution.status) == ("scratch", "error")
     assert "line 2" in error_of(execution).evalue
-    assert time.monotonic() - started < 0.3
+    assert kernel._share.names == names, "no kernel was made for it"
     assert await kernel.read_submission("ran", 10) is None
 
 
@@ -752,31 +778,16 @@ def held(box: str) -> dict[str, int]:
     held = {
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "threads": threading.active_count(),
-        "children": len(_descendants()),
+        "children": len(descendants(os.getpid())),
         "zmq sockets": sum(isinstance(one, zmq.Socket) and not one.closed for one in gc.get_objects()),
     }
     if box == "docker":
         import docker  # noqa: PLC0415  only where it is used
 
         client = docker.from_env()
-        held["containers"] = len(client.containers.list(all=True, filters={"label": f"dojo.episode={EPISODE}"}))
+        held["containers"] = len(client.containers.list(all=True, filters={"label": f"dojo.episode={EPISODE}"}, sparse=True))
         client.close()
     return held
-
-
-def _descendants() -> list[int]:
-    parents = {int(entry): _parent(entry) for entry in (path.name for path in Path("/proc").iterdir()) if entry.isdigit()}
-    found, new = [], [os.getpid()]
-    while new:
-        found += (new := [pid for pid, parent in parents.items() if parent in new])
-    return found
-
-
-def _parent(pid: str) -> int:
-    try:
-        return int(Path("/proc", pid, "stat").read_bytes().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 async def _starts(box: str, folder: Path, count: int) -> None:
@@ -812,7 +823,7 @@ async def _leaves_nothing(box: str, folder: Path, count: int) -> None:
     await _starts(box, folder, AT_ONCE)
     before = held(box)
     await _starts(box, folder, count)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while (more := {name: (before[name], number) for name, number in held(box).items() if number > before[name]}) and (
         time.monotonic() < until
     ):
@@ -828,6 +839,6 @@ async def test_starts_leave_nothing_behind(box, tmp_path):
 
 @pytest.mark.endurance
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 async def test_500_starts_leave_nothing_behind(box, tmp_path):
     await _leaves_nothing(box, tmp_path, 500)

@@ -1,6 +1,7 @@
 """Kernels that fork: trial runs on the live state, checkpoints, branches; the same on every kind of box."""
 
 import asyncio
+import gc
 from pathlib import Path
 
 import pytest
@@ -374,7 +375,13 @@ async def test_nothing_is_left_of_forks(kernel):
     await once()
     await went_well(kernel, "print('what a first print opens')")
     assert await becomes_true(lambda: not any(name.isdigit() for name in names(box.forks.path)))
+    gc.collect()
     before = state()
+
+    def is_back() -> bool:  # what ZeroMQ closes in its own time may have been open before
+        now = state()
+        return now[0] <= before[0] and now[1:] == before[1:]
+
     inside = (
         "kinds = sorted(os.path.realpath(f'/proc/self/fd/{name}').rpartition(':')[0] for name in os.listdir('/proc/self/fd'))\n"
         "print(len(os.listdir('/proc/self/task')), [(kind, kinds.count(kind)) for kind in sorted(set(kinds))])"
@@ -382,5 +389,5 @@ async def test_nothing_is_left_of_forks(kernel):
     held = await went_well(kernel, inside)
     for _ in range(15):
         await once()
-    assert await becomes_true(lambda: state() == before), (before, state())
+    assert await becomes_true(is_back), (before, state())
     assert await went_well(kernel, inside) == held

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from boxes import alive
+from boxes import alive, descendants
 
 INIT = Path(__file__).resolve().parents[2] / "dojo_kernel/inside/init.py"
 SLEEP = [sys.executable, "-c", "import time; print('started', flush=True); time.sleep(600)"]
@@ -71,20 +71,7 @@ def wired(tmp_path):
 
 
 def below(pid):
-    tree = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        if words[0] != b"Z":
-            tree.setdefault(int(words[1]), []).append(int(folder.name))
-    found, todo = [], [pid]
-    while todo:
-        children = tree.get(todo.pop(), [])
-        found += children
-        todo += children
-    return found
+    return [one for one in descendants(pid) if alive(one)]
 
 
 def wait_until(condition, seconds=10):
@@ -107,8 +94,8 @@ def test_a_program_is_started_interrupted_and_reported(wired):
     said = wired.spawn("a", SLEEP)
     assert said == {"ev": "spawn", "name": "a", "pid": said["pid"]}
     assert (wired.folder / "1.json").stat().st_mode & 0o777 == 0o600
-    wired.order(op="ping")
-    assert wired.event() == {"ev": "pong"}
+    wired.order(op="ping", of=7)
+    assert wired.event() == {"ev": "pong", "of": 7}
     wired.order(op="term", name="a")
     assert wired.event() == {"ev": "exit", "name": "a", "code": -15}
     assert wired.spawn("b", [sys.executable, "-c", "raise SystemExit(3)"])["ev"] == "spawn"
@@ -149,7 +136,7 @@ def test_an_order_that_makes_no_sense_is_an_error_event_and_init_lives(wired, li
     assert said["ev"] == "error"
     assert why in said["why"]
     wired.order(op="ping")
-    assert wired.event() == {"ev": "pong"}
+    assert wired.event() == {"ev": "pong", "of": None}
 
 
 def test_killing_one_program_takes_what_it_left_in_other_sessions_and_spares_the_rest(wired):
@@ -175,14 +162,15 @@ def test_the_end_of_input_ends_everything_daemons_too(wired):
 
 @pytest.mark.slow
 def test_silence_ends_everything(tmp_path):
-    wired = Wired(tmp_path, DOJO_SILENCE_S="1")
+    wired = Wired(tmp_path, DOJO_SILENCE_S="4")
     wired.spawn("a", DAEMON)
     wait_until(lambda: len(below(wired.process.pid)) == 2)
     pids = below(wired.process.pid)
-    for _ in range(4):
-        time.sleep(0.5)
+    end = time.monotonic() + 5  # longer than the silence that ends it
+    while time.monotonic() < end:
         wired.order(op="ping")
-        assert wired.event() == {"ev": "pong"}
+        assert wired.event() == {"ev": "pong", "of": None}
+        time.sleep(0.05)
     assert wired.process.poll() is None
     assert wired.process.wait(10) == 0
     wait_until(lambda: not any(map(alive, pids)))
@@ -200,7 +188,7 @@ def test_what_a_program_prints_is_not_an_event(wired):
     wired.spawn("a", [sys.executable, "-c", forged])
     assert wired.event() == {"ev": "exit", "name": "a", "code": 0}
     wired.order(op="ping")
-    assert wired.event() == {"ev": "pong"}
+    assert wired.event() == {"ev": "pong", "of": None}
 
 
 def test_nothing_of_ours_stays_open_in_a_program(wired):

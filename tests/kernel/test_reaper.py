@@ -122,14 +122,13 @@ def test_a_list_torn_by_a_crash_is_no_error(state, text):
     assert list(state.iterdir()) == []
 
 
-@pytest.mark.parametrize("escape", ["/tmp/dk-x/../{name}", "/tmp/dk-x/../../tmp/{name}"])
+@pytest.mark.parametrize("escape", ["{base}/../{name}", "{base}/../../tmp/{name}"])
 def test_a_lease_cannot_lead_out_of_the_run_folders(state, escape):
     victim = Path(tempfile.mkdtemp(prefix=f"kept-{uuid.uuid4().hex[:6]}", dir="/tmp"))
-    base = Path("/tmp/dk-x")
-    base.mkdir(exist_ok=True)
+    base = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))
     state.mkdir(parents=True)
     (state / "1-1.lock").touch()
-    (state / "1-1.json").write_text(json.dumps([("run_dir", escape.format(name=victim.name))]))
+    (state / "1-1.json").write_text(json.dumps([("run_dir", escape.format(base=base, name=victim.name))]))
     try:
         reaper.reap()
         assert victim.exists()

@@ -79,7 +79,7 @@ def test_a_name_is_read_only_if_it_is_a_regular_file_inside(workspace, name, ope
         workspace.read(name, LIMIT, openat2=openat2)
     assert expected is None or caught.value.code == expected
     assert "answers" not in str(caught.value)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 30, "it would wait for ever"
 
 
 def test_a_missing_file_is_none_and_has_no_signature(workspace):
