@@ -89,7 +89,7 @@ class Executor:
         self._wire = Wire(process.connection_info, self._on_message, self._on_violation)
         self._wire.skip = self._skip
         self._wire.on_cut_off = self._on_cut_off
-        self._cut_off: asyncio.TimerHandle | None = None
+        self._cut_off: asyncio.Task[None] | None = None
         self._violations = 0
         self._wake = asyncio.Event()
         self._cell: Cell | None = None

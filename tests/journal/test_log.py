@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from dojo_kernel.actions import ExecuteCode
 from dojo_kernel.errors import JournalError
 from dojo_kernel.journal import Journal, read_journal
+from dojo_kernel.journal.log import in_use
 from dojo_kernel.records import Acted, Branched, Execution, Observation, Opened, Step, Stepped, Stream
 
 
@@ -279,3 +281,23 @@ def test_a_step_costs_the_same_after_a_thousand(tmp_path):
             spent(long, index)
         times = [(spent(long, 1000 + index), spent(short, index)) for index in range(200)]  # in turns: one machine for both
     assert median(one for one, _ in times) < 3 * median(other for _, other in times) + 1e-4
+
+
+def test_who_asks_whether_a_journal_is_in_use_keeps_nobody_from_writing(tmp_path):
+    Journal.create(tmp_path / "run").close()
+    over = threading.Event()
+
+    def ask():
+        while not over.is_set():
+            in_use(tmp_path / "run")
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    for one in asking:
+        one.start()
+    try:
+        for _ in range(200):
+            Journal.resume(tmp_path / "run").close()
+    finally:
+        over.set()
+        for one in asking:
+            one.join()

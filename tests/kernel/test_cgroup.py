@@ -81,6 +81,16 @@ def test_a_container_reads_the_figures_of_version_2(tmp_path):
     assert (gone.oom_kills(), gone.memory_used(), gone.pids(), gone.set_frozen(frozen=True)) == (None, None, [], False)
 
 
+async def test_a_group_that_does_not_freeze_in_time_is_thawed_again(tmp_path):
+    folder = made(tmp_path, "box")
+    (folder / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    assert not docker.Cgroup(folder, folder, v2=True).set_frozen(frozen=True)
+    assert (folder / "cgroup.freeze").read_text() == "0"
+    (folder / "cgroup.freeze").write_text("-")
+    assert not await sandbox.Cgroup({"freezer": folder}, 2, set()).freeze(frozen=True)
+    assert (folder / "cgroup.freeze").read_text() == "0"
+
+
 @pytest.fixture
 def real():
     """A group of version 2 of this machine with one process in it."""

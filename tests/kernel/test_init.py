@@ -203,3 +203,31 @@ def test_nothing_of_ours_stays_open_in_a_program(wired):
     )
     wired.event()
     assert out.read_text() == str(["/dev/null"] * 3)
+
+
+EARLY = """
+import ctypes, json, os, sys
+sys.path.insert(0, {folder!r})
+import init
+one = init.Init(alone=False, libc=ctypes.CDLL(None))
+answers, theirs = os.pipe()
+one.zygote = init.Zygote(10**9, os.open(os.devnull, os.O_WRONLY), answers)
+one.zygote.waiting.append("live")
+pid = os.fork()
+if pid == 0:
+    os._exit(70)
+while not one.zygote.early:
+    one.reap()
+os.write(theirs, json.dumps({{"name": "live", "pid": pid}}).encode() + b"\\n")
+one.hear_zygote()
+print(one.pids, one.zygote.early)
+"""
+
+
+def test_a_kernel_that_ended_before_its_making_was_heard_of_is_reported():
+    program = EARLY.format(folder=str(INIT.parent))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20)
+    *events, left = done.stdout.splitlines()
+    assert [json.loads(event)["ev"] for event in events] == ["spawn", "exit"]
+    assert json.loads(events[1])["code"] == 70
+    assert left == "{} {}"

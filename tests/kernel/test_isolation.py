@@ -386,6 +386,16 @@ async def test_a_frozen_box_stands_still_and_goes_on_after_the_thaw(cells):
     assert await becomes_true(lambda: size() > first)
 
 
+async def test_a_box_whose_freeze_is_given_up_goes_on(cells):
+    for turn in range(20):
+        freezing = asyncio.create_task(cells.box.freeze())
+        await asyncio.sleep(0.0005 * turn)
+        freezing.cancel()
+        await asyncio.wait({freezing})
+        await cells.box.thaw()
+        assert await cells(f"print({turn})") == f"{turn}\n"
+
+
 @pytest.mark.parametrize("kind", ["process", *ISOLATED])
 async def test_a_process_that_left_its_session_and_its_environment_ends_with_the_box(kind):
     mark = f"94{os.getpid()}"

@@ -113,6 +113,34 @@ def test_a_pid_that_belongs_to_another_process_now_is_spared_and_so_are_folders_
     assert mine.exists()
 
 
+def test_what_cannot_be_given_back_is_for_the_next_one_to_try(host, state, monkeypatch):
+    process, _, folder, name, _ = host
+    process.kill()
+    process.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(reaper, "remove_run_dir", lambda _: False)
+        assert [one.kind for one in reaper.reap()] == ["pid"]
+    assert folder.exists()
+    assert [one.what for one in reaper.reap()] == [str(folder)]
+    assert not folder.exists()
+    assert list(state.glob(f"{name}.*")) == []
+
+
+def test_a_lock_that_its_host_made_anew_in_that_moment_is_no_dead_ones(host, state, monkeypatch):
+    _, pid, folder, name, _ = host
+    path = state / f"{name}.lock"
+
+    def late(*_):  # between `open` and `flock` another one has taken it for a dead one's, and its host has made it anew
+        path.unlink()
+        path.touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reaper.fcntl, "flock", late)
+        assert reaper.reap() == []
+    assert alive(pid)
+    assert folder.exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", '[["run_dir"]]', "null"])
 def test_a_list_torn_by_a_crash_is_no_error(state, text):
     state.mkdir(parents=True)
