@@ -21,7 +21,7 @@ def run(*command, **options):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -43,9 +43,10 @@ def test_the_wheel_carries_kernelspecs_and_competitions(wheel):
 def test_the_wheel_plays_an_episode_from_another_folder(wheel, tmp_path):
     venv, home = tmp_path / "venv", tmp_path / "home"
     home.mkdir()
-    run(sys.executable, "-m", "venv", venv)
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
     lock = ROOT / "requirements.lock"
-    run(venv / "bin" / "pip", "install", "-q", "-c", lock, wheel)
+    pip = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python"]
+    run(*pip, "install", "-q", "--no-compile", "-c", lock, wheel)
     environment = {"HOME": str(home), "PATH": f"{venv / 'bin'}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
     listed = json.loads(run(venv / "bin" / "jupyter", "kernelspec", "list", "--json", env=environment, cwd=tmp_path))
     assert {"dojo-docker", "dojo-sandbox", "dojo-process"} <= set(listed["kernelspecs"])

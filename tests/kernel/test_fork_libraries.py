@@ -39,7 +39,7 @@ X = rng.normal(size=(1000, 10)); y = X[:, 0] * 2 + np.sin(X[:, 1]) + rng.normal(
 # Each defines compute(), whose answer is the same each time.
 LIBRARIES = {
     "numpy": """
-A = rng.normal(size=(600, 600))
+A = rng.normal(size=(400, 400))
 def compute():
     return digest(A @ A, np.linalg.inv(A))
 """,
@@ -134,7 +134,10 @@ async def test_every_runtime_in_one_kernel_computes_on_both_sides(kernel):
     runtimes = "import re\nprint(len(set(re.findall(r'/\\S*/lib[gi]?omp[^/\\s]*\\.so\\S*', open('/proc/self/maps').read()))))"
     assert int(await went_well(kernel, runtimes)) > 1, "each library brings its own OpenMP"
     for number in range(FORKS):
-        assert printed(await tried(kernel, ask)) == answer, number
+        which = number % len(LIBRARIES)  # each is the first to compute in some children
+        first = f"computes = computes[{which}:] + computes[:{which}]\n"
+        said = printed(await tried(kernel, ask if number % 5 == 0 else first + "print(computes[0]())")).split()
+        assert said == (answer.split() if number % 5 == 0 else answer.split()[which : which + 1]), number
         if number % 5 == 0:
             assert await went_well(kernel, ask) == answer, number
 
@@ -155,7 +158,7 @@ def compute():
     barrier = threading.Barrier(2)  # passed by two at once only
     idents = joblib.Parallel(n_jobs=2, backend='threading')(joblib.delayed(which)(n) for n in range(2))
     assert len(set(idents)) == 2
-    return digest(RandomForestRegressor(n_estimators=6, n_jobs=2, random_state=0).fit(X, y).predict(X[:200]).round(9))
+    return digest(RandomForestRegressor(n_estimators=2, n_jobs=2, random_state=0).fit(X, y).predict(X[:200]).round(9))
 """,
     )
     answer = await went_well(kernel, "print(compute())")
@@ -205,9 +208,11 @@ def compute():
     )
     answer = await went_well(kernel, "print(compute())")
     for number in range(FORKS):
-        execution = await tried(kernel, "print(compute()); assert plt.gcf() is figure; plt.title('mine'); plt.show()")
+        show = "; plt.show()" if number % 5 == 0 else ""
+        execution = await tried(kernel, f"print(compute()); assert plt.gcf() is figure; plt.title('mine'){show}")
         assert printed(execution) == answer, number
-        assert any(isinstance(output, Display) and "image/png" in output.data for output in execution.outputs), execution
+        shown = any(isinstance(output, Display) and "image/png" in output.data for output in execution.outputs)
+        assert shown or not show, execution
         if number % 5 == 0:
             assert await went_well(kernel, "print(compute())") == answer, "the child's title is the child's"
 
