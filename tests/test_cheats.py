@@ -137,7 +137,10 @@ if os.path.lexists("submission.csv"): os.unlink("submission.csv")
 os.mkfifo("submission.csv")
 """,
     "D2 submit a sparse terabyte": """
-open("submission.csv", "w").truncate(min(2**40, 10**9))
+if os.path.lexists("submission.csv"): os.unlink("submission.csv")  # the pipe of before, on which `open` waits
+for size in (2**40, 10**9):
+    try: open("submission.csv", "w").truncate(size); print("SPARSE", size); break
+    except OSError as error: print(error)
 """,
     "D2 submit a hard link": """
 honest(0.9).to_csv("other.csv", index=False)

@@ -88,6 +88,7 @@ class ProcessProvisioner(BoxProvisioner):
         if init is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
+            init.send_signal(signal.SIGCONT)  # one that somebody stopped has to end what it holds
             await asyncio.to_thread(init.wait, 10)
         if init.poll() is None:
             init.kill()
