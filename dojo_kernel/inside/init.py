@@ -418,10 +418,6 @@ def main() -> None:
     subreaper = "--subreaper" in given
     if os.getpid() != 1 and not subreaper:
         sys.exit("init must be PID 1 of its box (no --init; bwrap --as-pid-1): another one would hold our pipes open")
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:  # while it is ours to write
-        if int(file.read()) > 0:
-            file.seek(0)
-            file.write("0")
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # closes /proc/1/{mem,environ,fd} to the agent
     if subreaper:

@@ -514,7 +514,7 @@ class BoxProvisioner(KernelProvisionerBase):
         else:
             argv = self._argv(where["connection_file"])
             order = {"op": "spawn", "argv": argv, "env": self.environment(), "cwd": self.workspace_path}
-        self._is(process, await on_boxes_thread(self._order_start(process, {**order, "name": process.name, **where})))
+        self._numbered(process, await on_boxes_thread(self._order_start(process, {**order, "name": process.name, **where})))
         return process
 
     async def fork(
@@ -539,14 +539,14 @@ class BoxProvisioner(KernelProvisionerBase):
         assert self._wire is not None
         try:
             pid = await ask({"name": name, "room": asdict(process.room), "seed": seed, **where})
-            self._is(process, await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid})))
+            self._numbered(process, await on_boxes_thread(self._order_start(process, {"op": "adopt", "name": name, "pid": pid})))
         except BaseException:
             self._wire.on_exit.pop(name, None)
             remove_tree(process.sockets)
             raise
         return process
 
-    def _is(self, process: BoxProcess, pid: int) -> None:
+    def _numbered(self, process: BoxProcess, pid: int) -> None:
         """Init told its number."""
         process.pid = pid
 

@@ -437,7 +437,6 @@ def _profile(limits: Limits, info: dict[str, Any]) -> dict[str, Any]:
         "memswap_limit": memory,
         "nano_cpus": int(min(limits.cpus, info.get("NCPU", limits.cpus)) * 1e9),
         "shm_size": memory // 4,
-        "oom_score_adj": 500,  # init sets itself back; lower than an engine's own is not every engine's to give
         "ulimits": [Ulimit(name="nofile", soft=NO_FILES, hard=NO_FILES), Ulimit(name="core", soft=0, hard=0)],
         # exec: compiled kernels of numba and torch are loaded from here, and /workspace allows it anyway
         "tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,size={tmp},nr_inodes={max(4096, tmp >> 15)},mode=1777"},  # noqa: S108

@@ -96,8 +96,8 @@ class ProcessProvisioner(BoxProvisioner):
         # a kernel that another one forked dies with neither of them, and init may have been killed
         await asyncio.gather(*(asyncio.to_thread(_end, process) for process in self._running))
 
-    def _is(self, process: BoxProcess, pid: int) -> None:
-        super()._is(process, pid)
+    def _numbered(self, process: BoxProcess, pid: int) -> None:
+        super()._numbered(process, pid)
         process.born = reaper.start_time(pid)
 
     def _enforcement(self) -> tuple[Enforcement, ...]:
